@@ -1,0 +1,1 @@
+"""The `abyssal` command. One module a subcommand, imported when it is called."""

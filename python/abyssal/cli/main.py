@@ -1,0 +1,47 @@
+"""`abyssal COMMAND ...`: find the command's module, run it, turn user errors into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from abyssal import __version__
+from abyssal.errors import InputError
+
+COMMANDS = {
+    "train": "train a model on a directory of text",
+    "generate": "continue a prompt, or fill a hole, with a trained checkpoint",
+    "export": "write a checkpoint in the Hugging Face layout, in FP8, BF16 or FP32",
+    "info": "parameters, FLOPs, cache and memory of a model",
+    "env": "what this installation and machine can do",
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: abyssal COMMAND [...]\n\n"
+        f"commands:\n{rows}\n\n"
+        "`abyssal COMMAND --help` explains a command; `abyssal --version` prints the version."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 wrong input (one sentence on stderr)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"abyssal {__version__}")
+        return 0
+    command, *rest = argv
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"unknown command {command!r}; one of {', '.join(COMMANDS)}")
+        return importlib.import_module(f"abyssal.cli.{command}").main(rest)
+    except (InputError, FileNotFoundError) as error:
+        print(f"abyssal: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

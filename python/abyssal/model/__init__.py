@@ -1,0 +1,1 @@
+"""DeepSeek-V3 in plain PyTorch: configuration, layers, checkpoints, generation."""

@@ -1,0 +1,1 @@
+"""The trainer: data, schedules, optimiser, loop, checkpoints, logs."""
