@@ -1,0 +1,56 @@
+"""What the commands share: reading options from the command line, finding a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from abyssal.errors import InputError
+
+Options = TypeVar("Options")
+
+STEP_DIRECTORY = re.compile(r"step-(\d+)")
+
+
+def parse(options: type[Options], command: str, description: str, argv: list[str]) -> Options:
+    """Fill a dataclass of options from the command line.
+
+    Fields without a default are positional, lists are repeated flags, and a bool is a flag. The
+    docstrings of the fields are the help. Exits with code 2 on a wrong command line, 0 on --help.
+    """
+    import tyro
+
+    return tyro.cli(
+        options,
+        prog=f"abyssal {command}",
+        description=description,
+        args=argv,
+        config=(
+            tyro.conf.PositionalRequiredArgs,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.UseAppendAction,
+        ),
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint directory that `path` means: itself, or the latest one of a run directory.
+
+    A checkpoint directory holds a config.json; a run directory holds checkpoints/step-XXXXXXXX.
+    Raises FileNotFoundError when there is neither.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; a checkpoint is a directory with a config.json")
+    if (path / "config.json").is_file():
+        return path
+    steps = {
+        int(match[1]): child
+        for child in (path / "checkpoints").glob("step-*")
+        if (match := STEP_DIRECTORY.fullmatch(child.name)) and (child / "config.json").is_file()
+    }
+    if not steps:
+        raise FileNotFoundError(f"{path} holds neither a config.json nor checkpoints/step-*")
+    return steps[max(steps)]
