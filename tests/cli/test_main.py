@@ -1,0 +1,86 @@
+"""The command line's dispatch: help, version, exit codes, one sentence per user error."""
+
+import subprocess
+import sys
+
+import pytest
+
+from abyssal import __version__
+from abyssal.cli import main as cli
+from abyssal.errors import InputError
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"  {command} " in printed
+
+
+def test_without_a_command_the_usage_is_an_error(capsys):
+    assert cli.main([]) == 2
+    assert "usage: abyssal COMMAND" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"abyssal {__version__}\n"
+
+
+def test_an_unknown_command_is_one_sentence(capsys):
+    assert cli.main(["trian"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("abyssal: error: unknown command 'trian'; one of train,")
+    assert captured.err.count("\n") == 1
+
+
+class FakeCommand:
+    """Stands for a command's module."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    def main(self, argv):
+        assert argv == ["--flag", "x"]
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "stderr"),
+    [
+        (0, 0, ""),
+        (3, 3, ""),
+        (InputError("x must be 1, not 2"), 2, "abyssal: error: x must be 1, not 2\n"),
+        (FileNotFoundError("no model at y"), 2, "abyssal: error: no model at y\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_outcomes_become_exit_codes(outcome, code, stderr, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "abyssal.cli.info", FakeCommand(outcome))
+    assert cli.main(["info", "--flag", "x"]) == code
+    assert capsys.readouterr().err == stderr
+
+
+def test_our_own_bugs_are_not_disguised_as_user_errors(monkeypatch):
+    monkeypatch.setitem(sys.modules, "abyssal.cli.info", FakeCommand(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["info", "--flag", "x"])
+
+
+def test_help_answers_without_loading_torch():
+    code = "import sys, abyssal.cli.main as c; c.main(['--help']); print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("False\n")
+
+
+def test_python_dash_m_runs_the_command_line():
+    result = subprocess.run(
+        [sys.executable, "-m", "abyssal", "nothing"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("abyssal: error: unknown command 'nothing'")
