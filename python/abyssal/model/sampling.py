@@ -118,10 +118,9 @@ def pick(probability: Tensor, uniform: Tensor) -> Tensor:
     Never picks a token of probability 0.
     """
     cumulative = probability.double().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # uniform * total may round up to the total, behind which there is no token.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(uniform.double()[:, None] * total, below)
+    # An FP64 uniform is at most 1 - 2^-53, and its product with the total rounds to less than the
+    # total: there is always a token whose sum lies above the target.
+    target = uniform.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
