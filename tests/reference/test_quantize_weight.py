@@ -14,10 +14,7 @@ from abyssal.reference.quantize_weight import (
 
 # The value of each code from 0 to 0x7E: 4 exponent bits of bias 7, 3 fraction bits.
 POSITIVE = np.array(
-    [
-        (c & 7) * 2.0**-9 if c < 8 else (1 + (c & 7) / 8) * 2.0 ** ((c >> 3) - 7)
-        for c in range(0x7F)
-    ]
+    [(c & 7) * 2.0**-9 if c < 8 else (1 + (c & 7) / 8) * 2.0 ** ((c >> 3) - 7) for c in range(0x7F)]
 )
 
 

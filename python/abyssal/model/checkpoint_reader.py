@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,8 +94,16 @@ class CheckpointReader:
             self._open_file = None
 
     def weights(self) -> Iterator[str]:
-        """The names of all tensors but the scales of FP8 weights, file by file."""
-        return (name for name in self.stored if not self.is_scale(name))
+        """The names of all tensors with values but the scales of FP8 weights, file by file.
+
+        Tensors without a single value are left out: for n_shared_experts = 0, transformers writes
+        weights of shape [0, hidden_size].
+        """
+        return (
+            name
+            for name, stored in self.stored.items()
+            if math.prod(stored.shape) > 0 and not self.is_scale(name)
+        )
 
     def is_scale(self, name: str) -> bool:
         """Whether `name` holds the scales of an FP8 weight that the checkpoint also holds."""
