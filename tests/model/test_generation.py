@@ -287,7 +287,7 @@ ONE = torch.ones(2, 4, dtype=torch.int64)
         ({"input_ids": -ONE}, r"input_ids\[0, 0\] is -1, outside"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer"),
-        ({"max_new_tokens": 509}, "4 tokens and max_new_tokens=509 exceed .*=512"),
+        ({"max_new_tokens": 509}, "length 4 plus max_new_tokens=509 exceeds .*=512"),
         ({"temperature": -1.0}, "temperature must be 0"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p must be in"),
         ({"top_k": -3}, "top_k must be at least 1"),
@@ -316,5 +316,5 @@ def test_padding_does_not_count_as_length(model):
     mask = torch.tensor([[0, 0, 1, 1]])
     steps = model.stream(ONE[:1], attention_mask=mask, max_new_tokens=510)
     assert next(steps).shape == (1,)
-    with pytest.raises(InputError, match="2 tokens and max_new_tokens=511 exceed"):
+    with pytest.raises(InputError, match="length 2 plus max_new_tokens=511 exceeds"):
         model.stream(ONE[:1], attention_mask=mask, max_new_tokens=511)

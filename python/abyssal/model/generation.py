@@ -205,7 +205,7 @@ def _check_length(
         prompt = int(attention_mask.sum(dim=1, dtype=torch.int64).max())
     if prompt + max_new_tokens > limit:
         raise InputError(
-            f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} exceed "
+            f"a prompt of length {prompt} plus max_new_tokens={max_new_tokens} exceeds "
             f"max_position_embeddings={limit}"
         )
 
