@@ -73,6 +73,9 @@ def test_config_files_and_runs(capsys, tmp_path):
     ("argv", "message"),
     [
         (["tinny"], "'tinny' is neither a preset (tiny, small, 16b, 230b, 671b) nor"),
+        ([], "Missing from abyssal info: STR"),
+        (["tiny", "--lenght", "3"], "Unrecognized options: --lenght"),
+        (["tiny", "--sequence-length", "x"], "--sequence-length"),
         (["tiny", "--sequence-length", "0"], "--sequence-length must be at least 1, not 0"),
     ],
 )
@@ -93,7 +96,9 @@ def test_an_unreadable_config_is_one_sentence(capsys, tmp_path):
     assert main(["info", str(tmp_path.parent / "empty")]) == 2
 
 
-def test_a_wrong_flag_exits_with_2(capsys):
+def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["info", "tiny", "--lenght", "3"])
-    assert exit_.value.code == 2
+        main(["info", "--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--sequence-length" in printed and "a run directory" in printed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -17,21 +19,46 @@ def parse(options: type[Options], command: str, description: str, argv: list[str
     """Fill a dataclass of options from the command line.
 
     Fields without a default are positional, lists are repeated flags, and a bool is a flag. The
-    docstrings of the fields are the help. Exits with code 2 on a wrong command line, 0 on --help.
+    docstrings of the fields are the help, after which the process exits with 0. Raises InputError
+    for a wrong command line.
     """
     import tyro
 
-    return tyro.cli(
-        options,
-        prog=f"abyssal {command}",
-        description=description,
-        args=argv,
-        config=(
-            tyro.conf.PositionalRequiredArgs,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.UseAppendAction,
-        ),
-    )
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                options,
+                prog=f"abyssal {command}",
+                description=description,
+                args=argv,
+                config=(
+                    tyro.conf.PositionalRequiredArgs,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.UseAppendAction,
+                ),
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        problem = first_sentence(messages.getvalue())
+        raise InputError(f"{problem}; `abyssal {command} --help` explains the options") from None
+
+
+def first_sentence(framed: str) -> str:
+    """What tyro complains about, without the frame around it and the advice below its rule.
+
+    The frame is of box-drawing characters, or of ASCII where the terminal has no others.
+    """
+    lines: list[str] = []
+    for line in framed.splitlines():
+        text = line.strip("\u2502| ")
+        if "\u2500" * 4 in text or "-" * 4 in text:
+            if lines:
+                break
+        elif text:
+            lines.append(text)
+    return " ".join(lines).rstrip(".")
 
 
 def find_checkpoint(path: Path) -> Path:
