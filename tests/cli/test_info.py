@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from abyssal.cli.common import first_sentence
 from abyssal.cli.main import main
 from abyssal.model.presets import PRESETS
 
@@ -102,3 +103,16 @@ def test_help_explains_every_option(capsys):
     assert exit_.value.code == 0
     printed = capsys.readouterr().out
     assert "--sequence-length" in printed and "a run directory" in printed
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        "\u256d\u2500 Value error \u2500\u256e\n\u2502 no such\n\u2502 thing. \u2502\n"
+        "\u2502 \u2500\u2500\u2500 \u2502\n\u2502 advice \u2502\n\u2570\u2500\u2500\u256f\n",
+        "\u256d\u2500 Value error \u2500\u256e\n\u2502 no such thing. \u2502\n\u2570\u2500\u2500\u256f\n",
+        " Value error \n ----- \n  no such    \n thing. \n  -----\n advice\n",
+    ],
+)
+def test_a_framed_message_becomes_a_sentence(framed):
+    assert first_sentence(framed) == "no such thing"

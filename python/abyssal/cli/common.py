@@ -48,17 +48,17 @@ def parse(options: type[Options], command: str, description: str, argv: list[str
 def first_sentence(framed: str) -> str:
     """What tyro complains about, without the frame around it and the advice below its rule.
 
-    The frame is of box-drawing characters, or of ASCII where the terminal has no others.
+    The title stands in the frame's upper edge or, where the terminal has only ASCII, in a line of
+    its own with a rule below.
     """
-    lines: list[str] = []
-    for line in framed.splitlines():
-        text = line.strip("\u2502| ")
-        if "\u2500" * 4 in text or "-" * 4 in text:
-            if lines:
-                break
-        elif text:
-            lines.append(text)
-    return " ".join(lines).rstrip(".")
+    lines = [line.strip("\u2502 ") for line in framed.splitlines()]
+    title = 1 if framed.startswith("\u256d") else 2
+    body = []
+    for line in lines[title:]:
+        if not line.strip("-\u2500") or line.startswith("\u2570"):
+            break
+        body.append(line)
+    return " ".join(body).rstrip(".")
 
 
 def find_checkpoint(path: Path) -> Path:
