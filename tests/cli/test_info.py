@@ -110,7 +110,8 @@ def test_help_explains_every_option(capsys):
     [
         "\u256d\u2500 Value error \u2500\u256e\n\u2502 no such\n\u2502 thing. \u2502\n"
         "\u2502 \u2500\u2500\u2500 \u2502\n\u2502 advice \u2502\n\u2570\u2500\u2500\u256f\n",
-        "\u256d\u2500 Value error \u2500\u256e\n\u2502 no such thing. \u2502\n\u2570\u2500\u2500\u256f\n",
+        "\u256d\u2500 Value error \u2500\u256e\n\u2502 no such thing. \u2502\n"
+        "\u2570\u2500\u2500\u256f\n",
         " Value error \n ----- \n  no such    \n thing. \n  -----\n advice\n",
     ],
 )
