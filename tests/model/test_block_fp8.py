@@ -1,37 +1,15 @@
-"""FP8 blocks: decoding against numpy bit arithmetic, and encoding that gives back what was read."""
+"""FP8 blocks: decoding against numpy bit arithmetic, encoding that gives back what was read."""
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_cases import FINITE, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abyssal.errors import InputError
 from abyssal.model import block_fp8
 from abyssal.model.block_fp8 import block_size, dequantize_into, quantize, scale_grid
-
-FINITE = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
-
-
-def decode(codes: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """E4M3 by its bits, then one FP32 product for each value, block by block."""
-    result = np.full(codes.shape, np.nan, np.float32)
-    for i in range(scale.shape[0]):
-        for j in range(scale.shape[1]):
-            part = np.s_[
-                i * block[0] : (i + 1) * block[0],
-                j * block[1] : (j + 1) * block[1],
-            ]
-            bits = codes[part].astype(np.int32)
-            exponent, fraction = (bits >> 3) & 15, bits & 7
-            value = np.where(
-                exponent == 0,
-                np.ldexp(fraction / 8.0, -6),
-                np.ldexp(1 + fraction / 8.0, exponent - 7),
-            )
-            signed = np.where(bits & 0x80, -value, value).astype(np.float32)
-            result[part] = signed * scale[i, j]
-    return result
 
 
 def random_fp8(shape, block, seed, octaves=(-20, 10)):

@@ -31,8 +31,8 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "weight_block_size": list(BLOCK),
 }
 
-# How many values are widened at once: bounds the temporary memory to a few tens of MB.
-_BAND_VALUES = 4 << 20
+# How many values are widened at once: the temporaries stay within a few MB, and in the cache.
+_BAND_VALUES = 1 << 18
 
 # Fields that say how to run the model or how the scales were rounded when it was written. They do
 # not change what the stored numbers mean.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from abyssal.errors import InputError
-from abyssal.model.block_fp8 import BLOCK, QUANTIZATION_CONFIG, quantize
+from abyssal.model.block_fp8 import BLOCK, QUANTIZATION_CONFIG, quantize, scale_grid
 from abyssal.model.checkpoint_names import (
     DiskTensor,
     disk_tensors,
@@ -252,7 +252,13 @@ def _fill(
     expected = {item.name: item for item in tensors}
     shared = _shared_names(tensors)
     digests: dict[str, bytes] = {}
-    scales: dict[str, Tensor] = {}
+    # Allocated before anything is read: small blocks that stay, made between large ones that go,
+    # would fragment the heap by the size of the model.
+    scales = {
+        name: torch.empty(scale_grid(reader.stored[name].shape, BLOCK))
+        for name in expected
+        if name in reader.stored and _keeps_scale(reader, name)
+    }
     for name in reader.weights():
         if name in shared:
             digests[name] = _digest(reader, name)
@@ -260,8 +266,8 @@ def _fill(
         if not item.is_copy:
             scale = reader.read_scale(name) if reader.stored[name].is_fp8 else None
             reader.read_into(item.part_of(values), name, scale)
-            if scale is not None and _keeps_scale(reader, name):
-                scales[name] = scale
+            if name in scales and scale is not None:
+                scales[name].copy_(scale)
         advance(_nbytes(reader, name))
     _check_copies(tensors, digests)
     return scales
@@ -303,10 +309,17 @@ def _encode(output: Output, value: Tensor, stored_scale: Tensor | None) -> tuple
         except InputError as error:
             raise InputError(f"{output.name}: {error}") from None
     converted = value.to(output.dtype)
-    if converted.dtype.itemsize < value.dtype.itemsize:
-        if (converted.isfinite() != value.isfinite()).any():
-            raise InputError(f"{output.name} holds values too large for {output.dtype}")
+    if _has_overflowed(value, converted):
+        raise InputError(f"{output.name} holds values too large for {output.dtype}")
     return (converted,)
+
+
+def _has_overflowed(value: Tensor, converted: Tensor) -> bool:
+    """Whether a finite value became infinite. In pieces: the test itself should need no memory."""
+    if converted.dtype.itemsize >= value.dtype.itemsize:
+        return False
+    pieces = zip(value.flatten().split(1 << 18), converted.flatten().split(1 << 18), strict=True)
+    return any(bool((new.isinf() & old.isfinite()).any()) for old, new in pieces)
 
 
 def _write(
