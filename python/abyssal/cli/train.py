@@ -7,6 +7,7 @@ import io
 import signal
 import sys
 
+from abyssal.cli.common import first_sentence
 from abyssal.errors import InputError
 from abyssal.training.config import TrainConfig, read_toml
 
@@ -54,17 +55,5 @@ def parse_config(argv: list[str]) -> TrainConfig:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise InputError(_first_sentence(messages.getvalue())) from None
-
-
-def _first_sentence(framed: str) -> str:
-    """tyro's message without its frame, and without the help that it repeats below a rule."""
-    lines = []
-    for line in framed.splitlines():
-        text = line.strip("\u2502| ")
-        if text.startswith("\u2500"):
-            break
-        if text and not text.startswith("\u256d"):
-            lines.append(text)
-    message = " ".join(lines).rstrip(".")
-    return f"{message}; `abyssal train --help` explains the options"
+        problem = first_sentence(messages.getvalue())
+        raise InputError(f"{problem}; `abyssal train --help` explains the options") from None
