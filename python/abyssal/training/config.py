@@ -9,11 +9,12 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from abyssal.errors import InputError
-from abyssal.model.config import DeepseekV3Config
-from abyssal.model.presets import get_preset
+
+if TYPE_CHECKING:
+    from abyssal.model.config import DeepseekV3Config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -210,6 +211,9 @@ class TrainConfig:
 
     def model_config(self) -> DeepseekV3Config:
         """The model that `model` and `model_set` describe, before it gets the vocabulary."""
+        # Needs torch, which takes seconds to load: not for `abyssal train --help`.
+        from abyssal.model.presets import get_preset
+
         return get_preset(self.model).replace(**dict(map(_assignment, self.model_set)))
 
     def to_dict(self) -> dict[str, Any]:
