@@ -97,15 +97,15 @@ def probabilities(
     logits = logits.float()
     # The maximum goes first: a small temperature may then underflow to -inf, never overflow.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    filters_top_k = top_k is not None and top_k < logits.shape[-1]
-    filters_top_p = top_p is not None and top_p < 1
-    if not (filters_top_k or filters_top_p):
+    top_k = None if top_k is None or top_k >= logits.shape[-1] else top_k
+    top_p = None if top_p is None or top_p >= 1 else top_p
+    if top_k is None and top_p is None:
         return logits.softmax(dim=-1)
     # Stable, so that the lower id comes first among equals.
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    if filters_top_k:
+    if top_k is not None:
         ordered[:, top_k:] = float("-inf")
-    if filters_top_p:
+    if top_p is not None:
         reached = ordered.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
         # A token goes when those before it already reach top_p; the first always stays.
         ordered[:, 1:] = ordered[:, 1:].masked_fill(reached[:, :-1] >= top_p, float("-inf"))
