@@ -181,12 +181,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(make):
     gradients = []
     for size in (4, 1):
         trainer = make(f"micro{size}", micro_batch_size=size, balance_weight=0.1)
-        losses, counts = trainer._accumulate_gradients(0.3)
+        batch = trainer._accumulate_gradients(0.3)
         named = trainer.model.named_parameters()
-        gradients.append(({name: parameter.grad for name, parameter in named}, losses, counts))
-    (whole, losses, counts), (parts, part_losses, part_counts) = gradients
-    assert losses == pytest.approx(part_losses, rel=1e-5)
-    assert torch.equal(counts, part_counts)
+        gradients.append(({name: parameter.grad for name, parameter in named}, batch))
+    (whole, batch), (parts, in_parts) = gradients
+    for name in ("loss", "mtp_loss", "balance_loss"):
+        assert getattr(batch, name) == pytest.approx(getattr(in_parts, name), rel=1e-5)
+    assert torch.equal(batch.expert_counts, in_parts.expert_counts)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
@@ -195,12 +196,12 @@ def test_lambda_scales_the_gradients_of_the_mtp_module(make):
     norms = {}
     for weight in (0.0, 0.3, 0.6):
         trainer = make(f"lambda{weight}", balance_weight=0.0)
-        losses, counts = trainer._accumulate_gradients(weight)
+        batch = trainer._accumulate_gradients(weight)
         mtp = trainer.model.model.layers[-1]
         gradients = [p.grad for p in mtp.parameters() if p.grad is not None]
         norms[weight] = [gradient.norm().item() for gradient in gradients]
-        assert (losses["mtp_loss"] is None) == (weight == 0.0)
-        assert len(counts) == len(trainer.model.gates()) - (weight == 0.0)
+        assert (batch.mtp_loss is None) == (weight == 0.0)
+        assert len(batch.expert_counts) == len(trainer.model.gates()) - (weight == 0.0)
     assert norms[0.0] == []
     assert len(norms[0.3]) == len(list(mtp.parameters()))
     assert all(norm > 0 for norm in norms[0.3])
@@ -361,6 +362,13 @@ def test_resuming_on_other_text_is_refused(make, corpus, tmp_path):
 def test_resuming_without_a_checkpoint_is_refused(make):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
         make(resume=True)
+
+
+def test_samples_that_do_not_fit_are_refused_before_the_run(make):
+    with pytest.raises(InputError, match="sample_tokens=1020 exceed"):
+        make(sample_tokens=1020)
+    make(sample_tokens=1020, sample_every=0)
+    make(sample_prompt="ab", sample_tokens=1022)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,16 @@ class TrainingDiverged(RuntimeError):
     """The loss or a gradient became NaN or infinite; the step was not applied."""
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchResult:
+    """What one batch gave besides gradients: its mean losses in nats, and its routing."""
+
+    loss: float
+    mtp_loss: float | None
+    balance_loss: float | None
+    expert_counts: Tensor | None  # int64 [gates that ran, n_routed_experts]
+
+
 class Trainer:
     """A training run, new or resumed.
 
@@ -101,6 +111,7 @@ class Trainer:
             fim_rate=config.fim_rate,
             tokenizer=self.tokenizer,
         )
+        self._check_samples()
         self.step = 0
         self.tokens = 0
         self.total_tokens = config.total_tokens  # None: a time budget, not planned yet
@@ -151,39 +162,37 @@ class Trainer:
         config = self.config
         step, tokens = self.step + 1, self.tokens + config.tokens_per_step
         settings = Schedule(config, self.total_tokens).at(tokens)
-        losses, counts = self._accumulate_gradients(settings.mtp_weight)
+        batch = self._accumulate_gradients(settings.mtp_weight)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         metrics = StepMetrics(
             step=step,
             tokens=tokens,
-            **losses,
+            loss=batch.loss,
+            mtp_loss=batch.mtp_loss,
+            balance_loss=batch.balance_loss,
             grad_norm=norm.item(),
             learning_rate=settings.learning_rate,
             mtp_weight=settings.mtp_weight,
             bias_update_speed=settings.bias_update_speed,
-            expert_load=load_imbalance(counts),
+            expert_load=load_imbalance(batch.expert_counts),
         )
         _check_finite(metrics)
         set_learning_rate(self.optimizer, settings.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if counts is not None:
-            update_router_bias(self.model, counts, settings.bias_update_speed)
+        if batch.expert_counts is not None:
+            update_router_bias(self.model, batch.expert_counts, settings.bias_update_speed)
         self.step, self.tokens = step, tokens
         return metrics
 
-    def _accumulate_gradients(
-        self, mtp_weight: float
-    ) -> tuple[dict[str, float | None], Tensor | None]:
-        """Gradients of one batch, micro-batch by micro-batch.
+    def _accumulate_gradients(self, mtp_weight: float) -> BatchResult:
+        """Gradients of the next batch, micro-batch by micro-batch.
 
-        Returns the losses, means over the batch, and the tokens of each expert
-        [gates, n_routed_experts]. Micro-batches are equal, so that their mean is the batch's.
+        Micro-batches are equal, so that means over them are means over the batch.
         """
         batch = next(self.stream).to(self.device)
         micro_batches = batch.split(self.config.micro_batch_size or len(batch))
-        totals: dict[str, Tensor] = {}
-        counts: Tensor | None = None
+        main, mtp, balance, counts = [], [], [], []
         for window in micro_batches:
             output = self.model(
                 window[:, :-1],
@@ -192,17 +201,16 @@ class Trainer:
                 balance_loss_weight=self.config.balance_weight,
             )
             (output.loss / len(micro_batches)).backward()
-            for name, loss in (
-                ("loss", output.main_loss),
-                ("mtp_loss", torch.stack(output.mtp_losses).mean() if output.mtp_losses else None),
-                ("balance_loss", output.balance_loss),
-            ):
-                if loss is not None:
-                    totals[name] = totals.get(name, 0) + loss.detach() / len(micro_batches)
-            if output.expert_counts is not None:
-                counts = output.expert_counts + (0 if counts is None else counts)
-        names = ("loss", "mtp_loss", "balance_loss")
-        return {name: totals[name].item() if name in totals else None for name in names}, counts
+            main.append(output.main_loss.detach())
+            mtp += [loss.detach() for loss in output.mtp_losses]
+            balance += [] if output.balance_loss is None else [output.balance_loss.detach()]
+            counts += [] if output.expert_counts is None else [output.expert_counts]
+        return BatchResult(
+            loss=torch.stack(main).mean().item(),
+            mtp_loss=torch.stack(mtp).mean().item() if mtp else None,
+            balance_loss=torch.stack(balance).mean().item() if balance else None,
+            expert_counts=torch.stack(counts).sum(0) if counts else None,
+        )
 
     def validate(self) -> Validation:
         """The loss of the main model on the validation text."""
@@ -262,6 +270,15 @@ class Trainer:
             checkpoint, device=self.device, dtype=torch.float32, progress=False
         )
 
+    def _check_samples(self) -> None:
+        """Refuse now what `sample` could not do in the middle of the run."""
+        prompt, limit = self._sample_prompt(), self.model.config.max_position_embeddings
+        if self.config.sample_every and len(prompt) + self.config.sample_tokens > limit:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and sample_tokens={self.config.sample_tokens} "
+                f"exceed the model's max_position_embeddings={limit}"
+            )
+
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside model and tokenizer."""
         return {
@@ -292,7 +309,7 @@ class Trainer:
 
     def _plan_time_budget(self) -> None:
         """Turn max_minutes into tokens, once, when the schedule begins to depend on them."""
-        if self.total_tokens is not None:
+        if self.total_tokens is not None or self.config.max_minutes is None:
             return
         progress = self.seconds / (60 * self.config.max_minutes)
         if progress < self.config.plan_fraction:
@@ -310,7 +327,7 @@ class Trainer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {}
+        previous: dict[int, Any] = {}
 
         def stop(number: int, _frame: Any) -> None:
             self.stopped_by = signal.Signals(number).name
@@ -321,14 +338,15 @@ class Trainer:
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for caught, handler in previous.items():
+                signal.signal(caught, handler)
 
     # Reporting.
 
     def _open_reports(self) -> None:
         config, model = self.config, self.model.config
-        (config.run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        settings = dataclasses.replace(config, resume=False).to_toml()
+        (config.run_dir / "config.toml").write_text(settings, encoding="utf-8")
         self.metrics = MetricsLog(
             config.run_dir / "metrics.jsonl", resume_step=self.step, tensorboard=config.tensorboard
         )
@@ -370,9 +388,9 @@ class Trainer:
         mtp = [metrics.mtp_loss for metrics in steps if metrics.mtp_loss is not None]
         speed = len(steps) * self.config.tokens_per_step / sum(seconds)
         if self.total_tokens is not None:
-            left = max(0, self.total_tokens - self.tokens) / speed
+            left = (self.total_tokens - self.tokens) / speed
         else:
-            left = max(0.0, 60 * self.config.max_minutes - self.seconds)
+            left = 60 * (self.config.max_minutes or 0) - self.seconds
         self.log(
             format_log_line(
                 steps[-1],
@@ -380,7 +398,7 @@ class Trainer:
                 mtp_loss=_mean(mtp) if mtp else None,
                 tokens_per_second=speed,
                 utilisation=speed * self._flops / self._peak if self._peak else None,
-                seconds_left=left,
+                seconds_left=max(0.0, left),
             )
         )
 
