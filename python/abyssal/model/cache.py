@@ -56,12 +56,19 @@ class LatentCache:
         return self.data.nbytes
 
     def append(self, layer_idx: int, latent_and_key: Tensor) -> Tensor:
-        """Write [B, T, width] behind what the layer holds; returns all of it [B, length + T, width].
+        """Write [B, T, width] behind what the layer holds.
 
-        Raises InputError when the rows do not fit.
+        Returns all that the layer holds then, [B, length + T, width]. Raises InputError when the
+        rows do not fit, or come in another dtype than the cache has (rounding them would be a
+        loss that nobody asked for).
         """
         batch, tokens, _ = latent_and_key.shape
         end = self.length + tokens
+        if latent_and_key.dtype != self.data.dtype:
+            raise InputError(
+                f"the cache holds {self.data.dtype} and the model computes {latent_and_key.dtype}; "
+                "call new_cache after the last change of precision"
+            )
         if batch != self.batch_size or end > self.max_length:
             raise InputError(
                 f"the cache holds {self.batch_size} rows of {self.max_length} tokens; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from abyssal.model.activations import ACTIVATIONS
 # The router scores a group by the sum of its two best experts, whatever top_k is; so do the
 # released inference code and transformers.
 EXPERTS_PER_GROUP_SCORE = 2
+
+# Turns over the original context beyond which YaRN keeps a rotary pair as it is, and below which it
+# interpolates it fully (Peng et al., section 3.2), where a configuration does not say.
+BETA_FAST = 32
+BETA_SLOW = 1
 
 YARN_FIELDS = {
     "factor",
@@ -34,6 +40,7 @@ YARN_FIELDS = {
 
 # Fields of config.json that do not change what the model computes. They are accepted and dropped.
 METADATA_FIELDS = {
+    "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",
     "auto_map",
@@ -54,6 +61,7 @@ METADATA_FIELDS = {
     "quantization_config",
     "return_dict",
     "seq_aux",
+    "tokenizer_class",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -119,10 +127,16 @@ class DeepseekV3Config:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         _check_types(self)
+        for field in dataclasses.fields(self):
+            # JSON writes 1.0 as 1 as well; transformers refuses an int where it wants a float.
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         _check_ranges(self)
         _check_experts(self)
         _check_supported(self)
         object.__setattr__(self, "rope_scaling", _check_rope_scaling(self.rope_scaling))
+        if self.rope_scaling is not None and self.rope_theta <= 1:
+            raise InputError(f"rope_theta must exceed 1 with YaRN, not {self.rope_theta}")
 
     @property
     def qk_head_dim(self) -> int:
@@ -139,7 +153,9 @@ class DeepseekV3Config:
         """The end-of-text ids as a tuple, empty when there is none."""
         if self.eos_token_id is None:
             return ()
-        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+        if isinstance(self.eos_token_id, int):
+            return (self.eos_token_id,)
+        return tuple(self.eos_token_id)
 
     def is_moe_layer(self, layer_idx: int) -> bool:
         """Whether `model.layers[layer_idx]` has experts (MTP modules included)."""
@@ -221,14 +237,20 @@ def _rename(fields: dict[str, Any], old: str, new: str) -> None:
 
 def _unfold_rope_parameters(fields: dict[str, Any]) -> None:
     """transformers 5 folds rope_theta and rope_scaling into one dictionary; take it apart."""
-    parameters = dict(fields["rope_parameters"])
+    parameters = fields["rope_parameters"]
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"rope_parameters must be a dictionary, not {parameters!r}")
+    parameters = dict(parameters)
     theta = parameters.pop("rope_theta", fields.get("rope_theta", 10000.0))
-    rope_type = parameters.get("rope_type", parameters.get("type", "default"))
-    scaling = None if rope_type == "default" else parameters
-    for name, value in (("rope_theta", theta), ("rope_scaling", scaling)):
-        if fields.get(name) is not None and fields[name] != value:
-            raise InputError(f"rope_parameters contradicts {name}={fields[name]!r}")
-        fields[name] = value
+    if not {"type", "rope_type"} & set(parameters):
+        parameters["rope_type"] = "default"
+    scaling = _check_rope_scaling(parameters)
+    if fields.get("rope_theta", theta) != theta:
+        raise InputError(f"rope_parameters contradicts rope_theta={fields['rope_theta']!r}")
+    also = fields.get("rope_scaling")
+    if also is not None and _check_rope_scaling(also) != scaling:
+        raise InputError(f"rope_parameters contradicts rope_scaling={also!r}")
+    fields["rope_theta"], fields["rope_scaling"] = theta, scaling
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -275,11 +297,12 @@ def _check_ranges(config: DeepseekV3Config) -> None:
         raise InputError(f"q_lora_rank must be None or at least 1, not {config.q_lora_rank}")
     if config.qk_rope_head_dim % 2:
         raise InputError(f"qk_rope_head_dim must be even, not {config.qk_rope_head_dim}")
-    ids = [config.pad_token_id, config.bos_token_id, *config.eos_token_ids]
-    for token in ids:
-        # -1 is how some published configurations write "none" for the padding token.
+    ids = [("pad_token_id", config.pad_token_id), ("bos_token_id", config.bos_token_id)]
+    ids += [("eos_token_id", token) for token in config.eos_token_ids]
+    for name, token in ids:
+        # -1 is how some published configurations write "none".
         if token is not None and not -1 <= token < config.vocab_size:
-            raise InputError(f"token id {token} is outside vocab_size={config.vocab_size}")
+            raise InputError(f"{name} {token} is outside vocab_size={config.vocab_size}")
 
 
 def _check_experts(config: DeepseekV3Config) -> None:
@@ -289,8 +312,8 @@ def _check_experts(config: DeepseekV3Config) -> None:
     per_group = experts // groups
     if per_group < EXPERTS_PER_GROUP_SCORE:
         raise InputError(
-            f"n_routed_experts={experts} over n_group={groups} leaves {per_group} expert(s) a group; "
-            f"a group is scored by its best {EXPERTS_PER_GROUP_SCORE}, so it needs at least that many"
+            f"n_routed_experts={experts} over n_group={groups} leaves {per_group} expert(s) a "
+            f"group; a group is scored by its best {EXPERTS_PER_GROUP_SCORE}, so it needs as many"
         )
     if config.topk_group > groups:
         raise InputError(f"topk_group={config.topk_group} exceeds n_group={groups}")
@@ -322,27 +345,52 @@ def _check_supported(config: DeepseekV3Config) -> None:
         )
 
 
-def _check_rope_scaling(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+def _check_rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Check and normalise a YaRN dictionary; both `type` and `rope_type` name the kind."""
     if scaling is None:
         return None
+    if not isinstance(scaling, Mapping):
+        raise InputError(f"rope_scaling must be a dictionary or None, not {scaling!r}")
     fields = dict(scaling)
-    kinds = {fields.pop(name) for name in ("type", "rope_type") if name in fields}
-    if kinds == {"default"}:
-        return None
-    if kinds != {"yarn"}:
-        raise InputError(f"rope_scaling type must be 'yarn', not {sorted(map(str, kinds))}")
+    kinds = [fields.pop(name) for name in ("type", "rope_type") if name in fields]
     if fields.pop("partial_rotary_factor", 1.0) != 1.0:
         raise InputError("rope_scaling partial_rotary_factor must be 1.0")
-    unknown = sorted(set(fields) - YARN_FIELDS)
+    if not kinds or any(kind != kinds[0] for kind in kinds) or kinds[0] not in ("yarn", "default"):
+        given = " and ".join(map(repr, kinds)) or "absent"
+        raise InputError(f"rope_scaling type must be 'yarn', not {given}")
+    known = YARN_FIELDS if kinds[0] == "yarn" else set()
+    unknown = sorted(set(fields) - known)
     if unknown:
-        raise InputError(f"rope_scaling has unknown field(s) {', '.join(map(repr, unknown))}")
-    for name in ("factor", "original_max_position_embeddings"):
-        value = fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
-            raise InputError(f"rope_scaling {name} must be a number of at least 1, not {value!r}")
-    for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"):
-        value = fields.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise InputError(f"rope_scaling {name} must be a number, not {value!r}")
+        raise InputError(
+            f"rope_scaling of type {kinds[0]!r} has unknown field(s) "
+            f"{', '.join(map(repr, unknown))}"
+        )
+    if kinds[0] == "default":
+        return None
+    _check_yarn_values(fields)
     return {"type": "yarn", **fields}
+
+
+def _check_yarn_values(fields: dict[str, Any]) -> None:
+    minimum = {"factor": 1, "original_max_position_embeddings": 1}
+    for name, least in minimum.items():
+        if not _is_number(fields.get(name)) or fields[name] < least:
+            raise InputError(
+                f"rope_scaling {name} must be a number of at least {least}, "
+                f"not {fields.get(name)!r}"
+            )
+    for name in ("mscale", "mscale_all_dim", "attention_factor", "beta_fast", "beta_slow"):
+        value = fields.get(name)
+        if value is not None and (not _is_number(value) or value < 0):
+            raise InputError(f"rope_scaling {name} must be a number of at least 0, not {value!r}")
+    # A beta that is 0 or absent means its default, as in transformers.
+    fast, slow = fields.get("beta_fast") or BETA_FAST, fields.get("beta_slow") or BETA_SLOW
+    if fast <= slow:
+        raise InputError(f"rope_scaling beta_fast={fast} must exceed beta_slow={slow}")
+    if not isinstance(fields.get("truncate", True), bool):
+        raise InputError(f"rope_scaling truncate must be a bool, not {fields['truncate']!r}")
+
+
+def _is_number(value: object) -> bool:
+    """A finite int or float; True and False are neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

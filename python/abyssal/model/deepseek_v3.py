@@ -34,7 +34,8 @@ class CausalLMOutput:
     logits: [B, T, vocab_size], or the last `logits_to_keep` positions. With labels: `loss`, the sum
     that is minimised, and its parts: `main_loss`, one of `mtp_losses` per MTP module,
     `balance_loss` (mean over the gates; None unless its weight is not 0). `expert_counts`: int64
-    [number of gates that ran, n_routed_experts], in the order of `model.gates()`.
+    [number of gates that ran, n_routed_experts], in the order of `model.gates()`: the tokens that
+    each expert got, padding included; None where no layer has experts.
     """
 
     logits: Tensor
@@ -110,7 +111,9 @@ class DeepseekV3Model(nn.Module):
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
+        # As in transformers, the padding token's embedding gets no gradient; -1 stands for none.
+        padding = None if config.pad_token_id == -1 else config.pad_token_id
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size, padding)
         kinds = [DecoderLayer] * config.num_hidden_layers
         kinds += [MTPLayer] * config.num_nextn_predict_layers
         self.layers = nn.ModuleList([kind(config, idx) for idx, kind in enumerate(kinds)])
@@ -176,6 +179,13 @@ class DeepseekV3ForCausalLM(nn.Module):
         if self.device.type != "meta":
             self.init_weights()
 
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Move or convert as any module, but keep tied embeddings tied: `to_empty` parts them."""
+        super()._apply(fn, recurse)
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
@@ -188,7 +198,7 @@ class DeepseekV3ForCausalLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal weights of std `initializer_range` (0.006: report, section 4.2), norms 1, biases 0."""
+        """Normal weights of std `initializer_range`, norms 1, biases 0 (report, section 4.2)."""
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
@@ -213,8 +223,14 @@ class DeepseekV3ForCausalLM(nn.Module):
         return [layer.mlp.gate for layer in self.model.layers if isinstance(layer.mlp, MoE)]
 
     def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
-        """An empty latent cache for `max_length` tokens in each of `batch_size` rows."""
-        dtype = self.lm_head.precision.compute_dtype or self.dtype
+        """An empty latent cache for `max_length` tokens in each of `batch_size` rows.
+
+        It has the dtype that latents are computed in, so choose the precision before.
+        """
+        layer = self.model.layers[0]
+        assert isinstance(layer, DecoderLayer)
+        projection = layer.self_attn.kv_a_proj_with_mqa
+        dtype = projection.precision.compute_dtype or projection.weight.dtype
         return LatentCache(self.config, batch_size, max_length, dtype=dtype, device=self.device)
 
     def forward(
@@ -233,32 +249,47 @@ class DeepseekV3ForCausalLM(nn.Module):
 
         input_ids: int64 [B, T]. labels: int64 [B, T], where labels[:, t] is the token at t itself
         (they are shifted inside, -100 is ignored), as in transformers; shift_labels: the same
-        already shifted, so that shift_labels[:, t] follows input_ids[:, t]. attention_mask: [B, S]
-        over the cached and the new tokens, 1 for tokens and 0 for padding on the left.
+        already shifted, so that shift_labels[:, t] follows input_ids[:, t]. attention_mask: bool
+        or integer [B, S] over the cached and the new tokens, 1 for tokens and 0 for padding on the
+        left. cache: what `new_cache` made; the new tokens are appended, and no gradient is kept.
         logits_to_keep: only the last so many positions get logits (0: all). The loss is
         main + mtp_loss_weight * mean(MTP losses) + balance_loss_weight * balance loss (report,
-        equations 17 and 25); MTP modules run only when their weight is not 0.
+        equations 17 and 25); MTP modules run only when their weight is not 0. A term for which the
+        model has no module (no MTP module, no experts) is absent.
 
-        Raises InputError for wrong shapes, ids outside the vocabulary, or contradictory arguments.
+        Raises InputError for wrong shapes or dtypes, ids outside the vocabulary, more tokens than
+        max_position_embeddings or than the cache holds, and contradictory arguments. Values on a
+        GPU are not looked at (that would stop the host).
         """
         _check_ids("input_ids", input_ids, self.config.vocab_size)
         shift_labels = _shifted(input_ids, labels, shift_labels, self.config.vocab_size)
-        _check_mask(attention_mask, input_ids, cache)
+        past = cache.length if cache is not None else 0
+        _check_mask(attention_mask, input_ids, past)
+        _check_positions(attention_mask, input_ids, past, self.config.max_position_embeddings)
+        if not 0 <= logits_to_keep <= input_ids.shape[1]:
+            raise InputError(
+                f"logits_to_keep must be 0 (all) to {input_ids.shape[1]} (the new tokens), "
+                f"not {logits_to_keep}"
+            )
         if shift_labels is not None and (cache is not None or logits_to_keep):
             raise InputError("labels need all logits and no cache")
-        hidden, routings = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            cache=cache,
-            with_balance_loss=balance_loss_weight != 0,
-        )
-        logits = self.lm_head(hidden[:, -logits_to_keep:])
+        if mtp_loss_weight or balance_loss_weight:
+            _check_loss_weights(shift_labels, attention_mask)
+        # With a cache, autograd would hang the whole past on each new token.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            hidden, routings = self.model(
+                input_ids,
+                attention_mask=attention_mask,
+                cache=cache,
+                with_balance_loss=balance_loss_weight != 0,
+            )
+            logits = self.lm_head(hidden[:, -logits_to_keep:])
         output = CausalLMOutput(logits)
         if shift_labels is not None:
             output.loss = output.main_loss = _token_loss(logits, shift_labels)
             if mtp_loss_weight and self.config.num_nextn_predict_layers:
                 output.mtp_losses, mtp_routings = self._mtp_losses(
-                    input_ids, hidden, shift_labels, attention_mask, balance_loss_weight != 0
+                    input_ids, hidden, shift_labels, balance_loss_weight != 0
                 )
                 routings += mtp_routings
                 output.loss = output.loss + mtp_loss_weight * torch.stack(output.mtp_losses).mean()
@@ -275,7 +306,6 @@ class DeepseekV3ForCausalLM(nn.Module):
         input_ids: Tensor,
         hidden: Tensor,
         shift_labels: Tensor,
-        attention_mask: Tensor | None,
         with_balance_loss: bool,
     ) -> tuple[tuple[Tensor, ...], list[Routing]]:
         """Each module's loss (equation 24) and the routing of its gate.
@@ -284,16 +314,16 @@ class DeepseekV3ForCausalLM(nn.Module):
         token i + k + 1. Its sum is divided by the count of main targets (T in the report), not by
         the k fewer that it predicts.
         """
-        if attention_mask is not None:
-            raise InputError("the MTP loss takes packed sequences; attention_mask must be None")
-        if input_ids.shape[1] <= self.config.num_nextn_predict_layers:
+        depths = self.config.num_nextn_predict_layers
+        if input_ids.shape[1] <= depths:
             raise InputError(
-                f"the MTP loss needs more than {self.config.num_nextn_predict_layers} tokens a row, "
+                f"the loss of {depths} MTP module(s) needs more than {depths} tokens a row, "
                 f"not {input_ids.shape[1]}"
             )
         total = (shift_labels != IGNORE_INDEX).sum()
         losses, routings = [], []
         for depth, layer in enumerate(self.model.mtp_layers, start=1):
+            assert isinstance(layer, MTPLayer)
             tokens = input_ids.shape[1] - depth
             embedding = self.model.embed_tokens(input_ids[:, depth:])
             position_ids = torch.arange(tokens, device=input_ids.device)[None]
@@ -347,7 +377,7 @@ class _Embedding(nn.Embedding):
 
 
 def _token_loss(logits: Tensor, targets: Tensor, total: Tensor | None = None) -> Tensor:
-    """Cross entropy in FP32 (FP64 stays), summed and divided by `total` (default: valid targets)."""
+    """Cross entropy in FP32 (FP64 stays), summed and divided by `total` (None: valid targets)."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     if total is None:
         total = (targets != IGNORE_INDEX).sum()
@@ -384,10 +414,11 @@ def _visible(
 
 
 def _check_ids(name: str, ids: Tensor, vocab_size: int, ignored: int | None = None) -> None:
-    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
+    if not isinstance(ids, Tensor):
+        raise InputError(f"{name} must be an int64 tensor, not a {type(ids).__name__}")
+    if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:
         raise InputError(
-            f"{name} must be int64 [batch, tokens] and not empty, "
-            f"not {ids.dtype} {list(ids.shape)}"
+            f"{name} must be int64 [batch, tokens] and not empty, not {ids.dtype} {list(ids.shape)}"
         )
     # Reading a GPU tensor here would stop the host; out-of-range ids trap in the kernel there.
     if ids.device.type != "cpu":
@@ -410,24 +441,56 @@ def _shifted(
     if given is None:
         return None
     name = "labels" if labels is not None else "shift_labels"
+    _check_ids(name, given, vocab_size, ignored=IGNORE_INDEX)
     if given.shape != input_ids.shape:
         raise InputError(
             f"{name} must have the shape of input_ids {list(input_ids.shape)}, "
             f"not {list(given.shape)}"
         )
-    _check_ids(name, given, vocab_size, ignored=IGNORE_INDEX)
-    return given if labels is None else F.pad(given[:, 1:], (0, 1), value=IGNORE_INDEX)
+    targets = given if labels is None else F.pad(given[:, 1:], (0, 1), value=IGNORE_INDEX)
+    if targets.device.type == "cpu" and bool((targets == IGNORE_INDEX).all()):
+        raise InputError(f"{name} holds no target to predict, so the loss would be 0 / 0")
+    return targets
 
 
-def _check_mask(
-    attention_mask: Tensor | None, input_ids: Tensor, cache: LatentCache | None
-) -> None:
+def _check_mask(attention_mask: Tensor | None, input_ids: Tensor, past: int) -> None:
     if attention_mask is None:
         return
-    past = cache.length if cache is not None else 0
-    expected = (input_ids.shape[0], past + input_ids.shape[1])
-    if tuple(attention_mask.shape) != expected:
+    expected = [input_ids.shape[0], past + input_ids.shape[1]]
+    if not isinstance(attention_mask, Tensor) or list(attention_mask.shape) != expected:
+        given = getattr(attention_mask, "shape", None)
         raise InputError(
-            f"attention_mask must have shape {list(expected)} (cached and new tokens), "
-            f"not {list(attention_mask.shape)}"
+            f"attention_mask must have shape {expected} (cached and new tokens), "
+            f"not {type(attention_mask).__name__ if given is None else list(given)}"
+        )
+    if attention_mask.is_floating_point() or attention_mask.is_complex():
+        raise InputError(f"attention_mask must be bool or integer, not {attention_mask.dtype}")
+    if attention_mask.device.type != "cpu":
+        return
+    if ((attention_mask != 0) & (attention_mask != 1)).any():
+        raise InputError("attention_mask must hold 0 (padding) and 1 (token) only")
+    if not attention_mask.any(-1).all():
+        row = int(attention_mask.any(-1).logical_not().nonzero()[0])
+        raise InputError(f"attention_mask is 0 everywhere in row {row}, which leaves no token")
+
+
+def _check_positions(
+    attention_mask: Tensor | None, input_ids: Tensor, past: int, limit: int
+) -> None:
+    length = past + input_ids.shape[1]
+    if attention_mask is not None:
+        if attention_mask.device.type != "cpu":
+            return
+        length = int(attention_mask.sum(-1).max())
+    if length > limit:
+        raise InputError(f"a row of {length} tokens exceeds max_position_embeddings={limit}")
+
+
+def _check_loss_weights(shift_labels: Tensor | None, attention_mask: Tensor | None) -> None:
+    if shift_labels is None:
+        raise InputError("mtp_loss_weight and balance_loss_weight need labels or shift_labels")
+    if attention_mask is not None:
+        raise InputError(
+            "the MTP and balance losses take packed sequences; with mtp_loss_weight or "
+            "balance_loss_weight, attention_mask must be None"
         )

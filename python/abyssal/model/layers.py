@@ -35,7 +35,9 @@ class RMSNorm(nn.Module):
         """x [..., width] -> the same shape and dtype."""
         wide = x if x.dtype == torch.float64 else x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * normed.to(x.dtype)
+        # An FP32 weight multiplies in FP32; BF16 times BF16 stays so, as transformers has it.
+        product_dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return (self.weight * normed.to(product_dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

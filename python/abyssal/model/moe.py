@@ -39,7 +39,12 @@ class Gate(nn.Module):
 
     The balancing bias takes part in the choice of groups and experts and never in the weights
     (equation 16). It is a buffer without a gradient that `update_bias` moves after each step.
+
+    A token with a NaN logit has NaN weights, so that nothing is hidden: NaN counts as the largest
+    score and is therefore always chosen. The loss and the sampler report it.
     """
+
+    e_score_correction_bias: Tensor
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -93,15 +98,18 @@ class Gate(nn.Module):
     def update_bias(self, counts: Tensor, gamma: float) -> None:
         """Balance without a loss (report, section 2.1.2): b += gamma * sign(mean load - load).
 
-        counts [E]: tokens each expert got in the whole batch of the step.
+        counts: int64 [E], tokens each expert got in the whole batch of the step. Raises InputError
+        for another shape.
         """
         if counts.shape != self.e_score_correction_bias.shape:
             raise InputError(
                 f"counts must have shape {tuple(self.e_score_correction_bias.shape)}, "
                 f"not {tuple(counts.shape)}"
             )
-        load = counts.to(self.e_score_correction_bias)
-        self.e_score_correction_bias += gamma * torch.sign(load.mean() - load)
+        # mean - load has the sign of sum - E * load, which integers hold exactly at any batch size.
+        excess = counts * counts.numel() - counts.sum()
+        step = -gamma * torch.sign(excess).to(self.e_score_correction_bias)
+        self.e_score_correction_bias += step
 
 
 def _stable_topk(scores: Tensor, k: int) -> Tensor:
@@ -119,7 +127,7 @@ def sequence_balance_loss(scores: Tensor, top_k: int) -> Tensor:
     chosen = _stable_topk(scores.detach(), top_k)
     hits = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
     frequency = hits.sum(1) * (experts / (top_k * tokens))
-    probability = (scores / scores.sum(-1, keepdim=True)).mean(1)
+    probability = (scores / (scores.sum(-1, keepdim=True) + 1e-20)).mean(1)
     return (frequency * probability).sum(-1).mean()
 
 

@@ -40,12 +40,11 @@ class Precision:
         x [M, K] with the first counts[0] rows for expert 0, and so on; weight [E, N, K];
         sum(counts) = M. Returns [M, N].
         """
-        dtype = self.compute_dtype or weight.dtype
-        x, weight = x.to(dtype), weight.to(dtype)
         # unbind, not indexing: its backward stacks the experts' gradients once, where indexing
-        # would fill a whole [E, N, K] tensor with zeros for every expert.
+        # would fill a whole [E, N, K] tensor with zeros for every expert. An expert without rows
+        # is not even cast.
         products = [
-            F.linear(rows, expert)
+            self.linear(rows, expert)
             for rows, expert, count in zip(x.split(counts), weight.unbind(0), counts, strict=True)
             if count
         ]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from abyssal.model.config import DeepseekV3Config
+from abyssal.model.config import BETA_FAST, BETA_SLOW, DeepseekV3Config
 
 
 def magnitude_scale(factor: float, mscale: float = 1.0) -> float:
@@ -46,8 +46,8 @@ def inverse_frequencies(config: DeepseekV3Config) -> Tensor:
         context = scaling["original_max_position_embeddings"]
         return width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = pair_that_turns(scaling.get("beta_fast") or 32)
-    high = pair_that_turns(scaling.get("beta_slow") or 1)
+    low = pair_that_turns(scaling.get("beta_fast") or BETA_FAST)
+    high = pair_that_turns(scaling.get("beta_slow") or BETA_SLOW)
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
@@ -65,7 +65,8 @@ def cos_sin_factor(config: DeepseekV3Config) -> float:
         return 1.0
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
-    factor, mscale, all_dim = scaling["factor"], scaling.get("mscale"), scaling.get("mscale_all_dim")
+    factor = scaling["factor"]
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if mscale and all_dim:
         return magnitude_scale(factor, mscale) / magnitude_scale(factor, all_dim)
     return magnitude_scale(factor)
@@ -82,7 +83,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool) -> Tensor:
 
     With `interleave` a pair is (x[2i], x[2i + 1]), else (x[i], x[i + R/2]). The output order is the
     same for both: queries and keys only meet each other, so any common order will do.
+
+    The products are formed in FP32 (cos and sin are), and the result has the dtype of x.
     """
     first, second = (x[..., 0::2], x[..., 1::2]) if interleave else x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
