@@ -18,7 +18,15 @@ _HOME = {
     "backend": "abyssal.ops.backend",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = [
+    "DeepseekV3Config",
+    "DeepseekV3ForCausalLM",
+    "InputError",
+    "TrainConfig",
+    "Trainer",
+    "__version__",
+    "backend",
+]
 
 if TYPE_CHECKING:
     from abyssal.errors import InputError

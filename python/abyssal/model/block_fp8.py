@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abyssal.errors import InputError
-from abyssal.reference.quantize_weight import E4M3_MAX, TILE, quantize_128x128
+from abyssal.reference.quantize import E4M3_MAX, TILE, quantize_128x128
 
 SCALE_SUFFIX = "_scale_inv"
 BLOCK = (TILE, TILE)
@@ -98,7 +98,7 @@ def quantize(weight: Tensor, stored_scale: Tensor | None = None) -> tuple[Tensor
 
     A block that `stored_scale` (the scales it was read with) represents without any loss keeps
     that scale, and so gets back the very codes it was read from; every other block is quantised
-    anew (`abyssal.reference.quantize_weight`). FP64 weights are rounded to FP32 first.
+    anew (`abyssal.reference.quantize`). FP64 weights are rounded to FP32 first.
 
     Raises InputError where the weight holds Inf or NaN: such a block has no finite scale.
     """

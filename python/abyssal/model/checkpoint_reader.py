@@ -202,7 +202,7 @@ class CheckpointReader:
 
     def _read_header(self, file: str) -> None:
         handle = self._file(file)
-        for name in handle.keys():
+        for name in handle.keys():  # noqa: SIM118 - a handle, not a dict
             if name in self.stored:
                 raise InputError(
                     f"{self.path}: tensor {name} is in both {self.stored[name].file} and {file}"

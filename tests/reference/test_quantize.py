@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abyssal.reference.quantize_weight import (
+from abyssal.reference.quantize import (
     AMAX_FLOOR,
     quantize_128x128,
     round_up_to_power_of_two,

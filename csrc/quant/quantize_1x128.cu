@@ -1,0 +1,187 @@
+// Quantise x [rows, columns], BF16 or FP32, to E4M3 with one FP32 scale for each 1x128 tile.
+//
+//   amax  = max |x| over the tile; columns beyond the last count as 0
+//   scale = max(amax, amax_floor) / 448, 1 where amax is 0; with pow2 the smallest power of two
+//           that is not below it
+//   code  = round to nearest even of clamp(x * (1 / scale), +-448)
+//
+// A tile that holds Inf or NaN: scale NaN and all codes NaN, so that nothing that reads it looks
+// healthy. Every operation is rounded as IEEE 754 says: the results equal
+// abyssal.reference.quantize bit for bit. Source: DeepSeek-V3 report, section 3.3.2.
+//
+// Layout
+//   codes  [rows, columns], as x
+//   scale  stored [tiles of a row, scale_pitch]: the scales of neighbouring rows are neighbours,
+//          which is how the GEMM's TMA fetches them for a block of rows
+//
+// Threads
+//   block        256 threads: 32 rows x kTilesPerThread tiles (4 of BF16, 2 of FP32)
+//   tile         8 neighbouring threads; thread t holds 16 of its 128 values, in pieces of 16
+//                bytes, so that one load of the 8 threads is 128 contiguous bytes:
+//
+//                  BF16   t0 t1 ... t7 | t0 t1 ... t7            8 values a piece
+//                  FP32   t0 ... t7 | t0 ... t7 | t0 ... t7 | t0 ... t7    4 values a piece
+//
+// The kernel is bound by memory: 2 (BF16) or 4 bytes in, 1 + 4/128 bytes out for each value. All
+// loads of a thread (128 bytes) are issued before the first is used; nothing is in shared memory.
+
+#include "hopper/fp8.cuh"
+#include "hopper/math.cuh"
+#include "hopper/memory.cuh"
+#include "quant/quantize_1x128.hpp"
+
+namespace abyssal::quantize_1x128 {
+namespace {
+
+constexpr int kValuesPerThread = kTile / kThreadsPerTile;
+
+struct Bf16 {
+  using Bits = uint16_t;
+  static __device__ float widen(Bits bits) { return __uint_as_float(uint32_t{bits} << 16); }
+};
+
+struct Fp32 {
+  using Bits = uint32_t;
+  static __device__ float widen(Bits bits) { return __uint_as_float(bits); }
+};
+
+// A piece of a tile: 16 bytes of x.
+template <typename Value>
+union Piece {
+  static constexpr int kValues = 16 / sizeof(typename Value::Bits);
+  uint4 words;
+  typename Value::Bits bits[kValues];
+};
+
+// The values from `column` on of a row that has `columns`; 0 beyond. If kAligned, a piece is
+// 16-byte aligned and either inside or outside.
+template <typename Value, bool kAligned>
+__device__ Piece<Value> load_piece(const typename Value::Bits* row, int column, int columns) {
+  Piece<Value> piece;
+  piece.words = make_uint4(0, 0, 0, 0);
+  if constexpr (kAligned) {
+    if (column < columns) piece.words = hopper::load_once(row + column);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Piece<Value>::kValues; ++i) {
+      if (column + i < columns) piece.bits[i] = row[column + i];
+    }
+  }
+  return piece;
+}
+
+// Stores the codes of a piece, 8 (BF16) or 4 (FP32) bytes, as far as they are inside.
+template <int kCodes, bool kAligned>
+__device__ void store_codes(uint8_t* row, int column, int columns,
+                            const uint32_t (&codes)[kCodes / 4]) {
+  if constexpr (kAligned) {
+    if (column >= columns) return;
+    if constexpr (kCodes == 8) {
+      *reinterpret_cast<uint2*>(row + column) = make_uint2(codes[0], codes[1]);
+    } else {
+      *reinterpret_cast<uint32_t*>(row + column) = codes[0];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCodes; ++i) {
+      if (column + i < columns) row[column + i] = codes[i / 4] >> (8 * (i % 4));
+    }
+  }
+}
+
+__device__ float tile_scale(float amax, const Quantize1x128Params& params) {
+  float scale = __fdiv_rn(fmaxf(amax, params.amax_floor), hopper::kE4m3Max);
+  if (params.pow2) {  // adding the largest fraction carries into the exponent unless it was 0
+    scale = __uint_as_float((__float_as_uint(scale) + 0x7FFFFF) & 0x7F800000);
+  }
+  return amax == 0 ? 1.0f : scale;
+}
+
+template <typename Value, bool kAligned>
+__device__ void quantize(const Quantize1x128Params& params) {
+  using Tile = Piece<Value>;
+  constexpr int kPieces = kValuesPerThread / Tile::kValues;
+  constexpr int kTiles = kTilesPerThread<sizeof(typename Value::Bits)>;
+
+  // Which row and tiles are mine. Neighbouring blocks share rows.
+  const int tiles_in_row = (params.columns + kTile - 1) / kTile;
+  const int blocks_in_row = (tiles_in_row + kTiles - 1) / kTiles;
+  const int lane = threadIdx.x % kThreadsPerTile;
+  const int64_t row =
+      int64_t{blockIdx.x / blocks_in_row} * kRowsPerBlock + threadIdx.x / kThreadsPerTile;
+  const int first_tile = blockIdx.x % blocks_in_row * kTiles;
+  // Threads beyond the last row or tile stay for the warp's shuffles, with zeros, and store
+  // nothing.
+  const int columns = row < params.rows ? params.columns : 0;
+  auto column_of = [&](int tile, int piece) {
+    return (first_tile + tile) * kTile + (piece * kThreadsPerTile + lane) * Tile::kValues;
+  };
+
+  // Load.
+  const auto* x_row =
+      static_cast<const typename Value::Bits*>(params.x) + row * params.x_row_stride;
+  Tile x[kTiles][kPieces];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      x[tile][piece] = load_piece<Value, kAligned>(x_row, column_of(tile, piece), columns);
+    }
+  }
+
+  uint8_t* codes_row = params.codes + row * params.columns;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    // The largest magnitude: of my values, then of the tile's 8 threads.
+    float amax = 0;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+#pragma unroll
+      for (int i = 0; i < Tile::kValues; ++i) {
+        amax = hopper::max_or_nan(amax, fabsf(Value::widen(x[tile][piece].bits[i])));
+      }
+    }
+#pragma unroll
+    for (int distance = kThreadsPerTile / 2; distance > 0; distance /= 2) {
+      amax = hopper::max_or_nan(amax, __shfl_xor_sync(0xFFFFFFFF, amax, distance));
+    }
+
+    // Scale and codes.
+    const bool finite = amax < __uint_as_float(0x7F800000);
+    const float scale = tile_scale(amax, params);
+    const float inverse = __frcp_rn(scale);
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const auto& bits = x[tile][piece].bits;
+      uint32_t codes[Tile::kValues / 4];
+#pragma unroll
+      for (int i = 0; i < Tile::kValues; i += 4) {
+        codes[i / 4] = hopper::to_e4m3x4(
+            Value::widen(bits[i]) * inverse, Value::widen(bits[i + 1]) * inverse,
+            Value::widen(bits[i + 2]) * inverse, Value::widen(bits[i + 3]) * inverse);
+        if (not finite) codes[i / 4] = hopper::kFourE4m3Nans;
+      }
+      store_codes<Tile::kValues, kAligned>(codes_row, column_of(tile, piece), columns, codes);
+    }
+    if (lane == 0 and (first_tile + tile) * kTile < columns) {
+      params.scale[(first_tile + tile) * params.scale_pitch + row] =
+          finite ? scale : __uint_as_float(0x7FC00000);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace abyssal::quantize_1x128
+
+// Aligned: rows of x start at multiples of 16 bytes and rows of codes at multiples of 8, as every
+// tensor of the model does. Unaligned: any shape, one value at a time.
+#define ABYSSAL_ENTRY(name, Value, kAligned)                                              \
+  extern "C" __global__ void __launch_bounds__(abyssal::quantize_1x128::kThreadsPerBlock) \
+      name(const __grid_constant__ abyssal::Quantize1x128Params params) {                 \
+    abyssal::quantize_1x128::quantize<Value, kAligned>(params);                           \
+  }
+
+ABYSSAL_ENTRY(quantize_1x128_bf16, abyssal::quantize_1x128::Bf16, true)
+ABYSSAL_ENTRY(quantize_1x128_bf16_unaligned, abyssal::quantize_1x128::Bf16, false)
+ABYSSAL_ENTRY(quantize_1x128_fp32, abyssal::quantize_1x128::Fp32, true)
+ABYSSAL_ENTRY(quantize_1x128_fp32_unaligned, abyssal::quantize_1x128::Fp32, false)

@@ -1,0 +1,14 @@
+"""The public ops. They take plain tensors, check them, and run on the backend that fits.
+
+Every op has the same parts in the same places: the kernel in csrc/, the numerics in
+`abyssal.reference`, the tests in tests/ops, the page in docs/ops.
+"""
+
+from __future__ import annotations
+
+from abyssal.ops.backend import backend
+from abyssal.ops.block_scaled import BlockScaled
+from abyssal.ops.quantize import quantize_1x128
+from abyssal.ops.warmup import warmup
+
+__all__ = ["BlockScaled", "backend", "quantize_1x128", "warmup"]
