@@ -244,7 +244,7 @@ def _unfold_rope_parameters(fields: dict[str, Any]) -> None:
     theta = parameters.pop("rope_theta", fields.get("rope_theta", 10000.0))
     if not {"type", "rope_type"} & set(parameters):
         parameters["rope_type"] = "default"
-    scaling = _check_rope_scaling(parameters)
+    scaling = _check_rope_scaling(parameters, "rope_parameters")
     if fields.get("rope_theta", theta) != theta:
         raise InputError(f"rope_parameters contradicts rope_theta={fields['rope_theta']!r}")
     also = fields.get("rope_scaling")
@@ -345,52 +345,50 @@ def _check_supported(config: DeepseekV3Config) -> None:
         )
 
 
-def _check_rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _check_rope_scaling(
+    scaling: Mapping[str, Any] | None, source: str = "rope_scaling"
+) -> dict[str, Any] | None:
     """Check and normalise a YaRN dictionary; both `type` and `rope_type` name the kind."""
     if scaling is None:
         return None
     if not isinstance(scaling, Mapping):
-        raise InputError(f"rope_scaling must be a dictionary or None, not {scaling!r}")
+        raise InputError(f"{source} must be a dictionary or None, not {scaling!r}")
     fields = dict(scaling)
     kinds = [fields.pop(name) for name in ("type", "rope_type") if name in fields]
     if fields.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError("rope_scaling partial_rotary_factor must be 1.0")
+        raise InputError(f"{source} partial_rotary_factor must be 1.0")
     if not kinds or any(kind != kinds[0] for kind in kinds) or kinds[0] not in ("yarn", "default"):
         given = " and ".join(map(repr, kinds)) or "absent"
-        raise InputError(f"rope_scaling type must be 'yarn', not {given}")
+        raise InputError(f"{source} type must be 'yarn', not {given}")
     known = YARN_FIELDS if kinds[0] == "yarn" else set()
     unknown = sorted(set(fields) - known)
     if unknown:
         raise InputError(
-            f"rope_scaling of type {kinds[0]!r} has unknown field(s) "
-            f"{', '.join(map(repr, unknown))}"
+            f"{source} of type {kinds[0]!r} has unknown field(s) {', '.join(map(repr, unknown))}"
         )
     if kinds[0] == "default":
         return None
-    _check_yarn_values(fields)
+    _check_yarn_values(fields, source)
     return {"type": "yarn", **fields}
 
 
-def _check_yarn_values(fields: dict[str, Any]) -> None:
-    minimum = {"factor": 1, "original_max_position_embeddings": 1}
-    for name, least in minimum.items():
-        if not _is_number(fields.get(name)) or fields[name] < least:
-            raise InputError(
-                f"rope_scaling {name} must be a number of at least {least}, "
-                f"not {fields.get(name)!r}"
-            )
+def _check_yarn_values(fields: dict[str, Any], source: str) -> None:
+    for name in ("factor", "original_max_position_embeddings"):
+        value = fields.get(name)
+        if not _is_number(value) or value < 1:
+            raise InputError(f"{source} {name} must be a number of at least 1, not {value!r}")
     for name in ("mscale", "mscale_all_dim", "attention_factor", "beta_fast", "beta_slow"):
         value = fields.get(name)
         if value is not None and (not _is_number(value) or value < 0):
-            raise InputError(f"rope_scaling {name} must be a number of at least 0, not {value!r}")
+            raise InputError(f"{source} {name} must be a number of at least 0, not {value!r}")
     # A beta that is 0 or absent means its default, as in transformers.
     fast, slow = fields.get("beta_fast") or BETA_FAST, fields.get("beta_slow") or BETA_SLOW
     if fast <= slow:
-        raise InputError(f"rope_scaling beta_fast={fast} must exceed beta_slow={slow}")
+        raise InputError(f"{source} beta_fast={fast} must exceed beta_slow={slow}")
     if not isinstance(fields.get("truncate", True), bool):
-        raise InputError(f"rope_scaling truncate must be a bool, not {fields['truncate']!r}")
+        raise InputError(f"{source} truncate must be a bool, not {fields['truncate']!r}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     """A finite int or float; True and False are neither."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -264,7 +264,7 @@ class DeepseekV3ForCausalLM(nn.Module):
         _check_ids("input_ids", input_ids, self.config.vocab_size)
         shift_labels = _shifted(input_ids, labels, shift_labels, self.config.vocab_size)
         past = cache.length if cache is not None else 0
-        _check_mask(attention_mask, input_ids, past)
+        _check_mask(attention_mask, input_ids, cache)
         _check_positions(attention_mask, input_ids, past, self.config.max_position_embeddings)
         if not 0 <= logits_to_keep <= input_ids.shape[1]:
             raise InputError(
@@ -453,9 +453,12 @@ def _shifted(
     return targets
 
 
-def _check_mask(attention_mask: Tensor | None, input_ids: Tensor, past: int) -> None:
+def _check_mask(
+    attention_mask: Tensor | None, input_ids: Tensor, cache: LatentCache | None
+) -> None:
     if attention_mask is None:
         return
+    past = cache.length if cache is not None else 0
     expected = [input_ids.shape[0], past + input_ids.shape[1]]
     if not isinstance(attention_mask, Tensor) or list(attention_mask.shape) != expected:
         given = getattr(attention_mask, "shape", None)
@@ -469,7 +472,8 @@ def _check_mask(attention_mask: Tensor | None, input_ids: Tensor, past: int) -> 
         return
     if ((attention_mask != 0) & (attention_mask != 1)).any():
         raise InputError("attention_mask must hold 0 (padding) and 1 (token) only")
-    if not attention_mask.any(-1).all():
+    # Where a cache is filled in chunks, a row may begin in a later one.
+    if cache is None and not attention_mask.any(-1).all():
         row = int(attention_mask.any(-1).logical_not().nonzero()[0])
         raise InputError(f"attention_mask is 0 everywhere in row {row}, which leaves no token")
 
