@@ -18,6 +18,7 @@ from pathlib import Path
 OLDEST = (13, 0)
 NVCC_PACKAGE = "cuda-toolkit[nvcc]==13.0.*"
 HEADER_PACKAGE = "nvidia-cuda-runtime==13.0.*"
+USUAL_PLACES = (Path("/usr/local/cuda"), Path("/usr/local/cuda-13.0"))
 
 
 def kernels_wanted() -> bool:
@@ -42,8 +43,7 @@ def _toolkits() -> Iterator[Path]:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if name in os.environ:
             yield Path(os.environ[name])
-    yield Path("/usr/local/cuda")
-    yield Path("/usr/local/cuda-13.0")
+    yield from USUAL_PLACES
     for folder in sys.path:
         yield Path(folder or ".") / "nvidia" / "cu13"
 

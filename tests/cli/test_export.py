@@ -12,7 +12,7 @@ from abyssal.model.presets import PRESETS
 
 pytest.importorskip("tokenizers")
 
-from abyssal.training.tokenizer import ByteTokenizer, load_tokenizer  # noqa: E402
+from abyssal.training.tokenizer import ByteTokenizer, load_tokenizer
 
 SHAPE = {
     "hidden_size": 64,

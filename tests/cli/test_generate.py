@@ -16,7 +16,7 @@ from abyssal.model.presets import PRESETS
 
 pytest.importorskip("tokenizers")
 
-from abyssal.training.tokenizer import ByteTokenizer  # noqa: E402
+from abyssal.training.tokenizer import ByteTokenizer
 
 SHAPE = {
     "hidden_size": 32,
@@ -68,7 +68,18 @@ def test_a_prompt_is_continued(checkpoint, capfd):
 
 
 def test_sampling_options_reach_the_model(checkpoint, capfd):
-    flags = "--temperature 0.9 --top-k 50 --top-p 0.95 --seed 5 --max-new-tokens 30".split()
+    flags = [
+        "--temperature",
+        "0.9",
+        "--top-k",
+        "50",
+        "--top-p",
+        "0.95",
+        "--seed",
+        "5",
+        "--max-new-tokens",
+        "30",
+    ]
     printed = generate(capfd, str(checkpoint), "--prompt", "abc", *flags)
     options = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 5, "max_new_tokens": 30}
     assert printed == "abc" + continuation(checkpoint, [97, 98, 99], **options) + "\n"

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from checkpoint_cases import FINITE, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abyssal.errors import InputError
 from abyssal.model import block_fp8
 from abyssal.model.block_fp8 import block_size, dequantize_into, quantize, scale_grid
+from tests.model.checkpoint_cases import FINITE, decode
 
 
 def random_fp8(shape, block, seed, octaves=(-20, 10)):

@@ -7,16 +7,6 @@ import warnings
 
 import pytest
 import torch
-from checkpoint_cases import (
-    RAGGED_SIZES,
-    SIZES,
-    assert_same_files,
-    assert_same_state,
-    load,
-    make_model,
-    stored_values,
-    write_random_fp8,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,6 +18,16 @@ from abyssal.model.checkpoint_names import disk_tensors, is_correction_bias
 from abyssal.model.checkpoint_reader import CheckpointReader
 from abyssal.model.config import DeepseekV3Config
 from abyssal.model.deepseek_v3 import DeepseekV3ForCausalLM
+from tests.model.checkpoint_cases import (
+    RAGGED_SIZES,
+    SIZES,
+    assert_same_files,
+    assert_same_state,
+    load,
+    make_model,
+    stored_values,
+    write_random_fp8,
+)
 
 VARIANTS = {
     "plain": {},

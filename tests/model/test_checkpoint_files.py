@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_cases import assert_same_state, load, make_model, write_random_fp8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,6 +17,7 @@ from abyssal.errors import InputError
 from abyssal.model import checkpoint
 from abyssal.model.checkpoint_writer import Output, plan_shards
 from abyssal.model.config import DeepseekV3Config
+from tests.model.checkpoint_cases import assert_same_state, load, make_model, write_random_fp8
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -382,8 +382,8 @@ def test_a_crash_while_replacing_never_leaves_a_mixture(position, tmp_path, monk
 
 
 def run_python(code, *arguments):
-    """Run code in a fresh process, which finds the package and this folder."""
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    """Run code in a fresh process, which finds the package and these tests."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -395,7 +395,7 @@ def run_python(code, *arguments):
 
 KILLED = """
 import os, signal, sys
-from checkpoint_cases import make_model
+from tests.model.checkpoint_cases import make_model
 from abyssal.model import checkpoint_writer
 write, calls = checkpoint_writer._write_data, []
 def write_then_die(file, tensor):
@@ -426,7 +426,7 @@ MEASURED = """
 import ctypes
 import sys
 import torch
-from checkpoint_cases import SIZES
+from tests.model.checkpoint_cases import SIZES
 from abyssal.model.checkpoint import convert_checkpoint
 from abyssal.model.config import DeepseekV3Config
 from abyssal.model.deepseek_v3 import DeepseekV3ForCausalLM

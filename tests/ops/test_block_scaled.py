@@ -1,0 +1,87 @@
+"""`BlockScaled`: meaning, transposition, pytree, pickle."""
+
+import copy
+import dataclasses
+import io
+import pickle
+
+import pytest
+import torch
+from torch.utils import _pytree
+
+from abyssal import ops
+from abyssal.ops.block_scaled import BlockScaled
+
+
+@pytest.fixture
+def matrix():
+    return ops.quantize_1x128(torch.randn(37, 300, generator=torch.Generator().manual_seed(1)))
+
+
+def values_by_loops(matrix):
+    rows, columns = matrix.shape
+    codes, scale = matrix.data.double(), matrix.scale.double()
+    down, across = matrix.block
+    return torch.tensor(
+        [
+            [codes[i, j] * scale[i // down, j // across] for j in range(columns)]
+            for i in range(rows)
+        ],
+        dtype=torch.float64,
+    )
+
+
+@pytest.mark.parametrize("block", [(1, 128), (128, 1), (128, 128)])
+def test_dequantize_every_block(block):
+    generator = torch.Generator().manual_seed(2)
+    rows, columns = 130, 140
+    data = torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn)
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    matrix = BlockScaled(data, torch.rand(grid, generator=generator), block)
+    exact = values_by_loops(matrix)
+    assert torch.equal(matrix.dequantize(torch.float64), exact)
+    assert torch.equal(matrix.dequantize(), exact.float())
+    assert torch.equal(matrix.dequantize(torch.bfloat16), exact.float().bfloat16())
+
+
+def test_transposed_is_the_same_memory(matrix):
+    turned = matrix.t()
+    assert turned.shape == (300, 37) and turned.block == (128, 1) and turned.axis == 0
+    assert turned.data.data_ptr() == matrix.data.data_ptr()
+    assert turned.scale.data_ptr() == matrix.scale.data_ptr()
+    assert torch.equal(turned.dequantize(), matrix.dequantize().t())
+    again = turned.t()
+    assert (again.block, again.axis) == (matrix.block, matrix.axis)
+
+
+def test_is_frozen_and_prints(matrix):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        matrix.axis = 0
+    assert repr(matrix) == (
+        "BlockScaled(37 x 300 float8_e4m3fn, one scale for 1 x 128, sums along axis 1, cpu)"
+    )
+
+
+def test_is_a_pytree(matrix):
+    leaves, structure = _pytree.tree_flatten(matrix)
+    assert [leaf.dtype for leaf in leaves] == [torch.float8_e4m3fn, torch.float32]
+    back = _pytree.tree_unflatten(leaves, structure)
+    assert back.data is matrix.data and back.block == (1, 128) and back.axis == 1
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_pickle_and_copy(matrix, turn):
+    matrix = matrix.t() if turn else matrix
+    saved = io.BytesIO()
+    torch.save(matrix, saved)
+    saved.seek(0)
+    for back in (
+        pickle.loads(pickle.dumps(matrix)),
+        torch.load(saved, weights_only=False),
+        copy.deepcopy(matrix),
+    ):
+        assert torch.equal(back.data.view(torch.uint8), matrix.data.view(torch.uint8))
+        assert torch.equal(back.scale, matrix.scale)
+        assert back.scale.stride() == matrix.scale.stride()
+        assert back.data.stride() == matrix.data.stride()
+        assert (back.block, back.axis) == (matrix.block, matrix.axis)

@@ -1,0 +1,90 @@
+"""`abyssal.runtime`: what is said of an installation, and why kernels cannot run."""
+
+import pytest
+
+from abyssal import runtime
+
+
+class Extension:
+    """As much of the compiled module as the report reads."""
+
+    kernels_absent = ""
+    oldest_driver = 13000
+
+    def __init__(self, version=13000, reason=""):
+        self._driver = {"version": version, "reason": reason}
+
+    def driver_report(self):
+        return self._driver
+
+    def kernel_images(self):
+        return {"quantize_1x128": {}}
+
+
+HOPPER = {
+    "index": 0,
+    "name": "NVIDIA H200",
+    "capability": "9.0",
+    "multiprocessors": 132,
+    "memory_bytes": 2**37,
+    "usable": True,
+}
+AMPERE = {**HOPPER, "index": 1, "name": "NVIDIA A100", "capability": "8.0", "usable": False}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def machine(extension, devices):
+        monkeypatch.setattr(runtime, "extension", lambda: extension)
+        monkeypatch.setattr(runtime, "_devices", lambda: devices)
+
+    return machine
+
+
+def test_a_hopper_machine(machine):
+    machine(Extension(), [HOPPER, AMPERE])
+    assert runtime.why_not_cuda() is None and runtime.why_not_cuda(0) is None
+    assert runtime.why_not_cuda(1) == (
+        "the kernels need a GPU of compute capability 9.0 (Hopper), and here is NVIDIA A100 (8.0)"
+    )
+    report = runtime.report()
+    assert report["backends"] == {"reference": None, "cuda": None}
+    assert report["kernels"] == {"built": True, "reason": None, "images": ["quantize_1x128"]}
+    assert report["driver"] == {"cuda": "13.0", "needed": "13.0", "reason": None}
+
+
+def test_no_driver(machine):
+    machine(Extension(0, "there is none"), [])
+    assert runtime.report()["backends"]["cuda"] == "there is none"
+    assert runtime.report()["driver"]["cuda"] is None
+
+
+def test_no_gpu(machine):
+    machine(Extension(), [])
+    assert runtime.why_not_cuda().startswith("torch sees no GPU")
+
+
+def test_no_kernels(machine):
+    extension = Extension()
+    extension.kernels_absent = "built with ABYSSAL_KERNELS=off"
+    machine(extension, [HOPPER])
+    assert runtime.why_not_cuda() == "this build has no kernels: built with ABYSSAL_KERNELS=off"
+    assert not runtime.report()["kernels"]["built"]
+
+
+def test_no_extension(monkeypatch):
+    def missing():
+        raise runtime.ExtensionMissing("not built")
+
+    monkeypatch.setattr(runtime, "extension", missing)
+    report = runtime.report()
+    assert report["extension"] == {"built": False, "reason": "not built"}
+    assert report["backends"] == {"reference": None, "cuda": "not built"}
+
+
+def test_this_machine_has_a_report():
+    report = runtime.report()
+    assert set(report) == {"extension", "kernels", "driver", "devices", "backends"}
+    usable = [device for device in report["devices"] if device["usable"]]
+    if report["backends"]["cuda"] is None:
+        assert usable and report["kernels"]["built"]
