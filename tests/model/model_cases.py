@@ -1,4 +1,4 @@
-"""What the model tests share: a tiny configuration, random ones, weights in which nothing is special."""
+"""What the model tests share: tiny and random configurations, weights that are nowhere constant."""
 
 import random
 

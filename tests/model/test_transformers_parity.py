@@ -12,7 +12,8 @@ import typing
 
 import pytest
 import torch
-from model_cases import (
+
+from tests.model.model_cases import (
     YARN,
     left_padding,
     random_config,
