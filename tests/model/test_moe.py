@@ -34,7 +34,7 @@ def route(gate, *tokens):
 
 
 def slow_route(scores, bias, config):
-    """(experts, weights) of one token from its sigmoid scores, in plain Python (v3 report, 12-16)."""
+    """(experts, weights) of one token from its sigmoid scores, in plain Python (12 to 16)."""
     choice = [score + offset for score, offset in zip(scores, bias, strict=True)]
     size = len(choice) // config.n_group
 
@@ -156,10 +156,10 @@ def test_gate_properties(fields, seed):
     if config.norm_topk_prob:
         expected = torch.full_like(total, config.routed_scaling_factor)
         torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
-    # Tokens do not see each other.
+    # Tokens do not see each other (a vectorised sigmoid may differ in the last bit).
     alone = gate(logits[1:, 2:3])
     assert torch.equal(alone.topk_idx[0], idx[7])
-    assert torch.equal(alone.topk_weight[0], routing.topk_weight[7])
+    torch.testing.assert_close(alone.topk_weight[0], routing.topk_weight[7], rtol=1e-6, atol=0)
 
 
 def test_gradient_reaches_the_gate_but_not_the_bias():
