@@ -55,6 +55,7 @@ class FakeCommand:
         (3, 3, ""),
         (InputError("x must be 1, not 2"), 2, "abyssal: error: x must be 1, not 2\n"),
         (FileNotFoundError("no model at y"), 2, "abyssal: error: no model at y\n"),
+        (PermissionError(13, "Not permitted", "z"), 2, "abyssal: error: z: Not permitted\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -62,6 +63,15 @@ def test_outcomes_become_exit_codes(outcome, code, stderr, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "abyssal.cli.info", FakeCommand(outcome))
     assert cli.main(["info", "--flag", "x"]) == code
     assert capsys.readouterr().err == stderr
+
+
+def test_a_reader_that_went_away_is_no_traceback():
+    command = [sys.executable, "-m", "abyssal", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert process.returncode == 141
+    assert complaint == b""
 
 
 def test_our_own_bugs_are_not_disguised_as_user_errors(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from abyssal import __version__
@@ -27,8 +28,30 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 wrong input (one sentence on stderr)."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one command.
+
+    Returns the exit code: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted, 141 the
+    reader of the output went away.
+    """
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # while a closed pipe can still be answered for
+        return code
+    except (InputError, FileNotFoundError) as error:
+        print(f"abyssal: error: {error}", file=sys.stderr)
+        return 2
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        print(f"abyssal: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -36,12 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"abyssal {__version__}")
         return 0
     command, *rest = argv
-    try:
-        if command not in COMMANDS:
-            raise InputError(f"unknown command {command!r}; one of {', '.join(COMMANDS)}")
-        return importlib.import_module(f"abyssal.cli.{command}").main(rest)
-    except (InputError, FileNotFoundError) as error:
-        print(f"abyssal: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}; one of {', '.join(COMMANDS)}")
+    return importlib.import_module(f"abyssal.cli.{command}").main(rest)
