@@ -16,7 +16,8 @@ from abyssal.reference import quantize as reference
 from abyssal.reference.quantize import AMAX_FLOOR, TILE
 
 BLOCK_1X128 = (1, TILE)
-# Beyond, an index of a column would not fit the kernel's 32 bits.
+# Beyond, an index of a row or column would not fit the kernel's 32 bits.
+_MOST_ROWS = 2**31 - 1
 _MOST_COLUMNS = 2**30
 
 
@@ -64,8 +65,10 @@ def scale_strides_1x128(rows: int) -> tuple[int, int]:
 
 
 def _check_x(x: Tensor) -> None:
-    if x.dim() != 2 or not 1 <= x.shape[1] <= _MOST_COLUMNS:
-        raise InputError(f"x must be [M, K] with K from 1 to 2**30, not {list(x.shape)}")
+    if x.dim() != 2 or x.shape[0] > _MOST_ROWS or not 1 <= x.shape[1] <= _MOST_COLUMNS:
+        raise InputError(
+            f"x must be [M, K] with M below 2**31 and K from 1 to 2**30, not {list(x.shape)}"
+        )
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise InputError(f"x must be bfloat16 or float32, not {x.dtype}")
     if x.stride(1) != 1 and x.shape[1] > 1:
