@@ -1,4 +1,4 @@
-"""Latent attention: both forms against the report's equations written out, and against each other."""
+"""Latent attention: both forms against the equations written out, and against each other."""
 
 import pytest
 import torch

@@ -71,9 +71,8 @@ def test_padding_does_not_change_a_row():
     with torch.no_grad():
         together = model(input_ids, attention_mask=mask).logits
         other_padding = torch.where(mask.bool(), input_ids, 5)
-        assert torch.equal(
-            model(other_padding, attention_mask=mask).logits[mask.bool()], together[mask.bool()]
-        )
+        changed = model(other_padding, attention_mask=mask).logits
+        assert relative_error(changed[mask.bool()], together[mask.bool()]) <= 1e-6
         for row, length in enumerate(mask.sum(1).tolist()):
             alone = model(input_ids[row : row + 1, -length:]).logits[0]
             assert relative_error(together[row, -length:], alone) <= 1e-5
