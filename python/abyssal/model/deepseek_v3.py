@@ -102,7 +102,9 @@ class MTPLayer(DecoderLayer):
 
     def combine(self, embedding: Tensor, hidden: Tensor) -> Tensor:
         """The module's input [B, T, H] from the next token's embedding and the state before it."""
-        return self.eh_proj(torch.cat((self.enorm(embedding), self.hnorm(hidden)), dim=-1))
+        joined = self.eh_proj(torch.cat((self.enorm(embedding), self.hnorm(hidden)), dim=-1))
+        # The residual stream of a module is as wide as that of the main model.
+        return joined.to(torch.promote_types(joined.dtype, hidden.dtype))
 
 
 class DeepseekV3Model(nn.Module):
