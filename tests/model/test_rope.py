@@ -79,7 +79,8 @@ def test_yarn_frequencies(seed):
     expected = [yarn_frequency(pair, width, theta, scaling) for pair in range(width // 2)]
     got = inverse_frequencies(config)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-6, atol=0)
+    # Where nearly all is interpolated, FP32 loses a factor of up to 40 in the rest.
+    torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -95,7 +96,7 @@ def test_equals_transformers(seed):
     values = config.to_dict()
     their_config = transformers.DeepseekV3Config(**values)
     theirs = DeepseekV3RotaryEmbedding(their_config)
-    torch.testing.assert_close(inverse_frequencies(config), theirs.inv_freq, rtol=2e-7, atol=0)
+    torch.testing.assert_close(inverse_frequencies(config), theirs.inv_freq, rtol=1e-6, atol=0)
     assert cos_sin_factor(config) == pytest.approx(theirs.attention_scaling, rel=1e-12)
     scaling = DeepseekV3Attention(their_config, 0).scaling
     assert softmax_scale(config) == pytest.approx(scaling, rel=1e-12)

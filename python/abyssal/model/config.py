@@ -373,6 +373,7 @@ def _check_rope_scaling(
 
 
 def _check_yarn_values(fields: dict[str, Any], source: str) -> None:
+    value: Any
     for name in ("factor", "original_max_position_embeddings"):
         value = fields.get(name)
         if not _is_number(value) or value < 1:
