@@ -102,6 +102,7 @@ def test_keeps_no_graph():
 def test_overflow_is_an_error_and_leaves_the_cache_as_it_was():
     model = tiny_model()
     cache = model.new_cache(2, 5)
+    cache.data.zero_()
     model(random_tokens(model.config, 2, 3), cache=cache)
     before = cache.data.clone()
     with pytest.raises(InputError, match="2 rows of 5 tokens; 2 rows reaching token 6 do not fit"):
