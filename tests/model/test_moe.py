@@ -249,6 +249,14 @@ def test_update_bias_is_exact(counts):
     assert gate.e_score_correction_bias.tolist() == expected
 
 
+def test_update_bias_sees_one_token_among_millions():
+    """FP32 would round all of these loads to 2^25."""
+    gate = Gate(tiny_config())
+    gate.update_bias(torch.tensor([2**25 + 1, *[2**25] * 6, 2**25 - 1]), gamma=0.001)
+    expected = torch.tensor([-0.001, 0, 0, 0, 0, 0, 0, 0.001])
+    assert torch.equal(gate.e_score_correction_bias, expected)
+
+
 def test_update_bias_refuses_other_shapes():
     gate = Gate(tiny_config())
     with pytest.raises(InputError, match=r"counts must have shape \(8,\), not \(2, 8\)"):
