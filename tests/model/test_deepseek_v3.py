@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abyssal.errors import InputError
-from abyssal.model.deepseek_v3 import DeepseekV3ForCausalLM
+from abyssal.model.deepseek_v3 import DeepseekV3ForCausalLM, _position_ids
 from abyssal.model.layers import RMSNorm
 from tests.model.model_cases import (
     random_config,
@@ -328,6 +328,15 @@ def test_refuses(arguments, message):
     with pytest.raises(InputError, match=message) as error:
         model(**({"input_ids": TWO_ROWS} | arguments))
     assert "\n" not in str(error.value)
+
+
+def test_padding_takes_no_position():
+    """Logits hardly show it, since rotary scores depend on distances; the positions do."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = _position_ids(mask, 0, 5, torch.device("cpu"))
+    assert positions.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert _position_ids(mask, 3, 2, torch.device("cpu")).tolist() == [[1, 2], [3, 4]]
+    assert _position_ids(None, 3, 2, torch.device("cpu")).tolist() == [[3, 4]]
 
 
 def test_positions_with_a_cache_and_with_padding():
