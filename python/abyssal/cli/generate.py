@@ -194,14 +194,11 @@ def _requests(options: GenerateOptions, texts: list[str], tokenizer: Tokenizer) 
     if options.fim is None:
         return [Request(tokenizer.encode(text), before=text) for text in texts]
     prefix, suffix = texts
+    begin, hole, end = tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id
+    if begin is None or hole is None or end is None:
+        raise InputError("--fim: the model's tokenizer has no tokens for holes")
     # The order of training (report, section 4.1): prefix, suffix, then the middle is written.
-    tokens = [
-        tokenizer.fim_begin_id,
-        *tokenizer.encode(prefix),
-        tokenizer.fim_hole_id,
-        *tokenizer.encode(suffix),
-        tokenizer.fim_end_id,
-    ]
+    tokens = [begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end]
     return [Request(tokens, before=prefix, after=suffix)]
 
 

@@ -33,6 +33,7 @@ from abyssal.training.checkpoint import (
 )
 from abyssal.training.config import FREE_ON_RESUME, TrainConfig
 from abyssal.training.dataset import prepare_dataset
+from abyssal.training.documents import DocumentReader, find_files
 from abyssal.training.evaluation import Validation, evaluate
 from abyssal.training.metrics import (
     MetricsLog,
@@ -461,9 +462,8 @@ def _make_tokenizer(config: TrainConfig) -> Tokenizer:
     if config.tokenizer == "byte":
         return ByteTokenizer()
     if config.tokenizer == "bpe":
-        return train_bpe(
-            config.data, vocab_size=config.bpe_vocab_size, text_field=config.text_field
-        )
+        texts = DocumentReader(find_files(config.data), text_field=config.text_field)
+        return train_bpe(texts, vocab_size=config.bpe_vocab_size, progress=True)
     return load_tokenizer(Path(config.tokenizer))
 
 
