@@ -24,7 +24,8 @@ def test_the_defaults_are_the_reports_constants(good):
     assert (good.bias_update_speed, good.balance_weight, good.fim_rate) == (0.001, 1e-4, 0.1)
     assert math.isclose(good.decay_start, 10 / 14.8, abs_tol=5e-4)
     assert math.isclose(good.decay_end, 14.3 / 14.8, abs_tol=5e-4)
-    assert good.final_lr_ratio == pytest.approx(2.2e-5 / 2.2e-4)
+    assert good.decay_lr_ratio == pytest.approx(2.2e-5 / 2.2e-4)
+    assert good.final_lr_ratio == pytest.approx(7.3e-6 / 2.2e-4, rel=1e-3)
     good.check()
 
 
@@ -36,7 +37,10 @@ def test_the_defaults_are_the_reports_constants(good):
         ({"total_tokens": 100}, "less than one step"),
         ({"total_tokens": None, "max_minutes": 5.0, "decay_start": 0.0}, "at least 0.05"),
         ({"batch_size": 10, "micro_batch_size": 4}, "batch_size=10 must be a multiple of micro"),
-        ({"decay_start": 0.9, "decay_end": 0.8}, "decay_start=0.9 must not exceed decay_end=0.8"),
+        (
+            {"decay_start": 0.9, "decay_end": 0.8},
+            "decay_start=0.9, decay_end=0.8 and final_start=0.9887 must not decrease",
+        ),
         ({"sequence_length": 4096}, "sequence_length=4096 exceeds the model's max_position"),
         ({"sequence_length": 1}, "must exceed the model's num_nextn_predict_layers=1"),
         ({"model": "gigantic"}, "'gigantic' is neither a preset (tiny, small"),
@@ -150,5 +154,7 @@ def test_the_schedule_depends_on_the_length_from_its_first_landmark_on(good):
     assert replace(good, mtp_drop=0.2).plan_fraction == 0.2
     assert replace(good, mtp_drop=0.2, mtp_weight_final=0.3).plan_fraction == good.decay_start
     assert replace(good, bias_freeze=0.1).plan_fraction == 0.1
-    flat = replace(good, final_lr_ratio=1.0, mtp_weight_final=0.3, bias_update_speed=0.0)
+    flat = replace(
+        good, decay_lr_ratio=1.0, final_lr_ratio=1.0, mtp_weight_final=0.3, bias_update_speed=0.0
+    )
     assert flat.plan_fraction == 1.0

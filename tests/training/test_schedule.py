@@ -20,7 +20,9 @@ CONFIG = TrainConfig(
     warmup_tokens=200,
     decay_start=0.5,
     decay_end=0.9,
-    final_lr_ratio=0.25,
+    decay_lr_ratio=0.25,
+    final_start=0.95,
+    final_lr_ratio=0.125,
     mtp_drop=0.6,
     bias_freeze=0.7,
 )
@@ -38,8 +40,10 @@ CONFIG = TrainConfig(
         (700, 0.5),  # half-way, between 0.8 and 0.2
         (800, 0.8 * (0.25 + 0.75 * (1 - math.sqrt(0.5)) / 2)),
         (900, 0.2),
-        (1000, 0.2),
-        (1010, 0.2),  # the last step may reach beyond the budget
+        (950, 0.2),
+        (960, 0.1),
+        (1000, 0.1),
+        (1010, 0.1),  # the last step may reach beyond the budget
     ],
 )
 def test_learning_rate(tokens, expected):
@@ -59,7 +63,10 @@ def test_lambda_and_gamma_drop_once():
 
 
 def test_the_reports_own_run():
-    """10T tokens at 2.2e-4, 2.2e-5 from 14.3T on; the 100-step default is not the report's."""
+    """10T tokens at 2.2e-4, 2.2e-5 from 14.3T on, 7.3e-6 for the last 167B.
+
+    The defaults are these landmarks, rounded; the 100-step warm-up is not the report's.
+    """
     report = dataclasses.replace(
         CONFIG,
         total_tokens=14_800_000_000_000,
@@ -67,15 +74,21 @@ def test_the_reports_own_run():
         warmup_tokens=2000 * 3072 * 4096,
         decay_start=10 / 14.8,
         decay_end=14.3 / 14.8,
-        final_lr_ratio=0.1,
+        decay_lr_ratio=0.1,
+        final_start=(14.8 - 0.167) / 14.8,
+        final_lr_ratio=7.3 / 220,
         mtp_drop=10 / 14.8,
         bias_freeze=14.3 / 14.8,
     )
     schedule = Schedule(report, report.total_tokens)
-    at = {trillions: schedule.at(int(trillions * 1e12)) for trillions in (9.9, 12.15, 14.4)}
+    at = {trillions: schedule.at(int(trillions * 1e12)) for trillions in (9.9, 12.15, 14.4, 14.7)}
     assert at[9.9].learning_rate == 2.2e-4
     assert at[12.15].learning_rate == pytest.approx((2.2e-4 + 2.2e-5) / 2)
     assert at[14.4].learning_rate == pytest.approx(2.2e-5)
+    assert at[14.7].learning_rate == pytest.approx(7.3e-6)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name in ("decay_start", "decay_end", "final_start", "decay_lr_ratio", "final_lr_ratio"):
+        assert defaults[name] == pytest.approx(getattr(report, name), rel=2e-3)
     assert (at[9.9].mtp_weight, at[12.15].mtp_weight) == (0.3, 0.1)
     assert (at[12.15].bias_update_speed, at[14.4].bias_update_speed) == (0.001, 0.0)
 

@@ -22,9 +22,12 @@ else:
     import tomli as tomllib
 
 # The report's landmarks as fractions of its 14.8T tokens: the learning rate is constant and lambda
-# 0.3 until 10T; the cosine and the bias updates end at 14.3T (section 4.2).
+# 0.3 until 10T; the cosine and the bias updates end at 14.3T; the last 167B tokens have the lowest
+# learning rate, 7.3e-6 after 2.2e-5 and a peak of 2.2e-4 (section 4.2).
 REPORT_DECAY_START = 0.676
 REPORT_DECAY_END = 0.966
+REPORT_FINAL_START = 0.9887
+REPORT_FINAL_LR_RATIO = 0.0332
 
 # Without a warm-up length of its own, a run warms up over so many steps (the report: 2000)...
 DEFAULT_WARMUP_STEPS = 100
@@ -109,9 +112,13 @@ class TrainConfig:
     decay_start: float = REPORT_DECAY_START
     """Part of the tokens after which the learning rate falls along a cosine (report: 10T/14.8T)."""
     decay_end: float = REPORT_DECAY_END
-    """Part of the tokens after which it stays at its last value (report: 14.3T/14.8T)."""
-    final_lr_ratio: float = 0.1
-    """Last learning rate over peak learning rate."""
+    """Part of the tokens after which it is constant again (report: 14.3T/14.8T)."""
+    decay_lr_ratio: float = 0.1
+    """Learning rate at the end of the cosine over peak learning rate."""
+    final_start: float = REPORT_FINAL_START
+    """Part of the tokens after which the last learning rate begins (report: the last 167B)."""
+    final_lr_ratio: float = REPORT_FINAL_LR_RATIO
+    """Last learning rate over peak learning rate (report: 7.3e-6/2.2e-4)."""
     adam_beta1: float = 0.9
     """AdamW's decay of the first moment."""
     adam_beta2: float = 0.95
@@ -179,9 +186,10 @@ class TrainConfig:
                 f"batch_size={self.batch_size} must be a multiple of "
                 f"micro_batch_size={self.micro_batch_size}"
             )
-        if self.decay_start > self.decay_end:
+        if not self.decay_start <= self.decay_end <= self.final_start:
             raise InputError(
-                f"decay_start={self.decay_start} must not exceed decay_end={self.decay_end}"
+                f"decay_start={self.decay_start}, decay_end={self.decay_end} and "
+                f"final_start={self.final_start} must not decrease"
             )
         model = self.model_config()
         if self.sequence_length > model.max_position_embeddings:
@@ -204,7 +212,8 @@ class TrainConfig:
     @property
     def plan_fraction(self) -> float:
         """The part of the run after which its schedules depend on how long the run is."""
-        landmarks = [self.decay_start] if self.final_lr_ratio != 1 else []
+        landmarks = [self.decay_start] if self.decay_lr_ratio != 1 else []
+        landmarks += [self.final_start] if self.final_lr_ratio != self.decay_lr_ratio else []
         landmarks += [self.mtp_drop] if self.mtp_weight != self.mtp_weight_final else []
         landmarks += [self.bias_freeze] if self.bias_update_speed else []
         return min(landmarks, default=1.0)
@@ -323,9 +332,13 @@ def _check_values(config: TrainConfig) -> None:
     not_negative = (
         "warmup_tokens adam_beta1 adam_beta2 weight_decay bias_update_speed balance_weight "
         "mtp_weight mtp_weight_final threads validate_every sample_every checkpoint_every seed "
-        "fim_rate decay_start decay_end final_lr_ratio mtp_drop bias_freeze"
+        "fim_rate decay_start decay_end decay_lr_ratio final_start final_lr_ratio mtp_drop "
+        "bias_freeze"
     )
-    at_most_one = "fim_rate decay_start decay_end final_lr_ratio mtp_drop bias_freeze"
+    at_most_one = (
+        "fim_rate decay_start decay_end decay_lr_ratio final_start final_lr_ratio mtp_drop "
+        "bias_freeze"
+    )
     below_one = "adam_beta1 adam_beta2 validation_fraction"
     positive = "learning_rate adam_eps max_grad_norm max_minutes validation_fraction"
     rules = (

@@ -26,9 +26,9 @@ class Schedule:
     """The report's schedule in the proportions of a run of `total_tokens`.
 
     The learning rate rises linearly over the warm-up, is constant until `decay_start` of the run,
-    falls along half a cosine until `decay_end` and keeps its last value. Lambda and gamma drop
-    once. `total_tokens` is None while a run with a time budget has not been planned yet: until
-    then nothing has begun to fall.
+    falls along half a cosine until `decay_end`, is constant again and drops to its last value at
+    `final_start`. Lambda and gamma drop once. `total_tokens` is None while a run with a time budget
+    has not been planned yet: until then nothing has begun to fall.
     """
 
     config: TrainConfig
@@ -60,12 +60,14 @@ class Schedule:
         return min(1.0, tokens / self.warmup_tokens) if self.warmup_tokens else 1.0
 
     def _decay(self, progress: float) -> float:
-        """From 1 to `final_lr_ratio` along half a cosine."""
+        """From 1 to `decay_lr_ratio` along half a cosine; then the last step down."""
         config = self.config
         if progress <= config.decay_start:
             return 1.0
-        if progress >= config.decay_end:
+        if progress > config.final_start:
             return config.final_lr_ratio
+        if progress >= config.decay_end:
+            return config.decay_lr_ratio
         along = (progress - config.decay_start) / (config.decay_end - config.decay_start)
         fall = (1 + math.cos(math.pi * along)) / 2
-        return config.final_lr_ratio + (1 - config.final_lr_ratio) * fall
+        return config.decay_lr_ratio + (1 - config.decay_lr_ratio) * fall
