@@ -33,7 +33,6 @@ from abyssal.training.checkpoint import (
 )
 from abyssal.training.config import FREE_ON_RESUME, TrainConfig
 from abyssal.training.dataset import prepare_dataset
-from abyssal.training.documents import DocumentReader, find_files
 from abyssal.training.evaluation import Validation, evaluate
 from abyssal.training.metrics import (
     MetricsLog,
@@ -260,7 +259,8 @@ class Trainer:
             vocab_size=tokenizer.vocab_size,
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.pad_id,
+            # transformers, and so the model, does not train the padding embedding.
+            pad_token_id=None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -462,8 +462,9 @@ def _make_tokenizer(config: TrainConfig) -> Tokenizer:
     if config.tokenizer == "byte":
         return ByteTokenizer()
     if config.tokenizer == "bpe":
-        texts = DocumentReader(find_files(config.data), text_field=config.text_field)
-        return train_bpe(texts, vocab_size=config.bpe_vocab_size, progress=True)
+        return train_bpe(
+            config.data, vocab_size=config.bpe_vocab_size, text_field=config.text_field
+        )
     return load_tokenizer(Path(config.tokenizer))
 
 
