@@ -39,6 +39,7 @@ transformers.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 SEEDS = range(42)
+MORE_SEEDS = [pytest.param(seed, marks=pytest.mark.nightly) for seed in range(42, 400)]
 BATCH, TOKENS = 3, 18
 LOGIT_BOUND, GRADIENT_BOUND, GRADIENT_FLOOR = 1e-5, 1e-4, 1e-3
 # A wrong field must show at least this much, far above the bound.
@@ -120,7 +121,7 @@ def real(logits, mask):
     return logits if mask is None else logits[mask.bool()]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *MORE_SEEDS])
 def test_logits_loss_and_gradients(seed):
     _, ours, theirs, input_ids, mask = case(seed)
     labels = input_ids.clone()
@@ -149,7 +150,7 @@ def test_logits_loss_and_gradients(seed):
         assert error <= GRADIENT_BOUND * scale, f"{name}: {error / scale:.1e}"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *MORE_SEEDS])
 def test_cached_decoding(seed):
     """Prefill (expanded), single tokens and chunks (absorbed) give transformers' full logits."""
     _, ours, theirs, input_ids, mask = case(seed)
