@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 
 # Tests run in as many processes as there are cores, so each process computes on one.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --timeout 300
 
 nightly: $(VENV)/installed-test
 	$(BIN)/python scripts/nightly.py
