@@ -76,7 +76,7 @@ def test_a_crash_before_publishing_leaves_the_previous_checkpoint(tmp_path, monk
         if moment == "in the state":
             patch.setattr(checkpoint_module.torch, "save", crash)
         elif moment == "in flushing":
-            patch.setattr(checkpoint_module.os, "fsync", crash)
+            patch.setattr(os, "fsync", crash)
         elif moment == "in publishing":
             patch.setattr(checkpoint_module.Path, "rename", crash)
         with pytest.raises(Crash):
@@ -100,7 +100,7 @@ def test_everything_is_flushed_before_it_is_published(tmp_path, monkeypatch):
         events.append("rename")
         return rename(path, target)
 
-    monkeypatch.setattr(checkpoint_module.os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(checkpoint_module.Path, "rename", spy_rename)
     save(tmp_path, 1)
     published = events.index("rename")

@@ -1,18 +1,9 @@
-"""Documents packed into sequences, some of them with a hole to fill.
+"""Batches of packed documents, for training and for validation.
 
-An epoch lays all documents end to end in a new order, each closed by the end token, and cuts them
-into windows of sequence_length + 1 tokens that overlap by one: every token is predicted once. There
-is no mask between documents (report, section 4.1: document packing without cross-sample attention
-masking). Windows come in random order. A window is computed from its number alone, so that a
-stream's position is two integers and resuming is exact.
-
-Fill-in-the-middle (report, section 4.1): with probability `fim_rate`, a text becomes
-
-    <fim_begin> prefix <fim_hole> suffix <fim_end> middle <eos>
-
-cut at two random places between characters. A text is a document; of a document that does not fit
-into a sequence, each piece that does. The model then sees a hole and both its sides at once, as
-when it is asked to fill one.
+Documents are joined, each followed by the end-of-text token, into one stream that is cut into
+windows of sequence_length + 1 tokens (report, section 4.1: document packing without a mask between
+documents). A window begins with the last token of the one before it, so that every token is
+predicted exactly once.
 """
 
 from __future__ import annotations
@@ -21,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,18 +19,25 @@ from abyssal.errors import InputError
 from abyssal.training.dataset import Documents
 from abyssal.training.tokenizer import Tokenizer
 
-# The three tokens of a hole, and the end.
-_FIM_TOKENS = 4
+# Windows of so many batches are shuffled together. Neighbours in the stream are alike, and a batch
+# of them would say little about the rest of the text.
+SHUFFLED_BATCHES = 256
 
-# What the random generators of an epoch are for; each has its own.
-_ORDER, _HOLES, _CUTS, _WINDOWS = range(4)
+# A hole is useful only if prefix, suffix and middle stand in one window: longer documents get their
+# holes in sections of this part of a window.
+HOLE_SECTION = 0.5
+
+# What random numbers are for.
+_ORDER, _HOLES, _CUTS, _WINDOWS = 1, 2, 3, 4
 
 
 class BatchStream:
-    """An endless iterator over int64 [batch_size, sequence_length + 1] batches.
+    """Endless batches int64 [batch_size, sequence_length + 1], a function of its arguments alone.
 
-    The same arguments give the same batches. Raises InputError if the documents do not fill a
-    sequence, or if the tokenizer has no tokens for holes.
+    See TokenStream for what is in them. Windows come in random order, blocks of
+    batch_size * SHUFFLED_BATCHES windows after each other.
+
+    Raises InputError if the tokenizer cannot mark holes and fim_rate is not 0.
     """
 
     def __init__(
@@ -53,141 +50,188 @@ class BatchStream:
         fim_rate: float,
         tokenizer: Tokenizer,
     ) -> None:
-        if fim_rate > 0 and not tokenizer.can_fill_holes:
+        if fim_rate and tokenizer.fim_begin_id is None:
             raise InputError(
-                f"fim_rate={fim_rate}, but the tokenizer has no tokens for holes; set fim_rate to 0"
+                f"fim_rate={fim_rate} needs a tokenizer with tokens for holes (such as "
+                "<|fim_prefix|>), and this one has none; give fim_rate=0"
             )
-        # Markers only add to it, so that no epoch is shorter.
-        available = documents.num_tokens + len(documents)
-        if available < sequence_length + 1:
-            raise InputError(
-                f"the training text has {available:,} tokens, less than one sequence of "
-                f"{sequence_length} and its next token"
-            )
-        self._documents = documents
-        self._length = sequence_length
-        self._batch_size = batch_size
+        section_length = max(1, int(sequence_length * HOLE_SECTION))
+        self._stream = TokenStream(documents, section_length, seed, fim_rate, tokenizer)
+        self._batch_size, self._length = batch_size, sequence_length
         self._seed = seed
-        self._fim_rate = fim_rate
-        self._tokenizer = tokenizer
-        self._pieces = _cut(documents.spans, max(1, sequence_length + 1 - _FIM_TOKENS))
-        self._epoch = _Epoch(self, 0)
-        self._position = 0  # windows of the epoch that were given out
+        self._block_number = 0
+        self._last_token = tokenizer.eos_id  # the first window begins with it
+        self._open_block()
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        batch = np.empty((self._batch_size, self._length + 1), dtype=np.int64)
-        for row in batch:
-            if self._position == len(self._epoch):
-                self._epoch = _Epoch(self, self._epoch.number + 1)
-                self._position = 0
-            row[:] = self._epoch.window(self._position)
-            self._position += 1
-        return torch.from_numpy(batch)
+        if self._batch == SHUFFLED_BATCHES:
+            self._last_token = int(self._block[-1])
+            self._block_number += 1
+            self._open_block()
+        rows = self._order[self._batch * self._batch_size :][: self._batch_size]
+        self._batch += 1
+        places = rows[:, None] * self._length + np.arange(self._length + 1)
+        return torch.from_numpy(self._block[places])
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, for `load_state_dict` of a stream with the same arguments."""
-        return {"epoch": self._epoch.number, "position": self._position}
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, in plain numbers."""
+        return {
+            "block": self._block_number,
+            "block_begin": self._block_begin,
+            "last_token": self._last_token,
+            "batch": self._batch,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue with the batch that would have followed `state_dict()`."""
-        self._epoch = _Epoch(self, state["epoch"])
-        self._position = state["position"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a stream with the same arguments was."""
+        self._block_number, self._last_token = state["block"], state["last_token"]
+        self._stream.seek(state["block_begin"])
+        self._open_block()
+        self._batch = state["batch"]
 
-
-class _Epoch:
-    """One pass over the documents: which pieces in which order, and how windows cut them."""
-
-    def __init__(self, stream: BatchStream, number: int) -> None:
-        self.number = number
-        self._stream = stream
-        pieces = stream._pieces
-        documents = self._random(_ORDER).permutation(len(stream._documents))
-        # The pieces of the documents in that order: first piece, first + 1, ...
-        counts = pieces.counts[documents]
-        skipped = np.cumsum(counts) - counts
-        self._order = np.repeat(pieces.firsts[documents] - skipped, counts) + np.arange(
-            counts.sum()
-        )
-        holes = self._random(_HOLES).random(len(pieces.spans)) < stream._fim_rate
-        lengths = pieces.spans[:, 1] - pieces.spans[:, 0]
-        lengths = lengths + np.where(holes, _FIM_TOKENS, pieces.is_last)
-        self._holes = holes
-        # Where each piece, in order, ends in the epoch's row of tokens.
-        self._ends = np.cumsum(lengths[self._order])
-        windows = (int(self._ends[-1]) - 1) // stream._length
-        self._windows = self._random(_WINDOWS).permutation(windows)
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def window(self, position: int) -> npt.NDArray[np.int64]:
-        """int64 [sequence_length + 1]"""
-        start = int(self._windows[position]) * self._stream._length
-        end = start + self._stream._length + 1
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        last = int(np.searchsorted(self._ends, end, side="left"))
-        parts = [self._piece(int(piece)) for piece in self._order[first : last + 1]]
-        tokens = np.concatenate(parts)
-        offset = start - (int(self._ends[first - 1]) if first else 0)
-        return tokens[offset : offset + end - start]
-
-    def _piece(self, piece: int) -> npt.NDArray[np.int64]:
-        """The tokens of a piece as they are trained on."""
-        stream, pieces = self._stream, self._stream._pieces
-        start, end = pieces.spans[piece]
-        tokens = stream._documents.tokens(int(start), int(end)).astype(np.int64)
-        if self._holes[piece]:
-            return make_hole(tokens, stream._tokenizer, self._random(_CUTS, piece))
-        return np.append(tokens, stream._tokenizer.eos_id) if pieces.is_last[piece] else tokens
-
-    def _random(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._stream._seed, self.number, *purpose))
+    def _open_block(self) -> None:
+        """The stream's next windows in memory, the last token before them, and their order."""
+        self._block_begin = self._stream.position
+        num_windows = self._batch_size * SHUFFLED_BATCHES
+        tokens = self._stream.read(num_windows * self._length)
+        self._block = np.concatenate([[self._last_token], tokens]).astype(np.int64)
+        random = np.random.default_rng((_WINDOWS, self._seed, self._block_number))
+        self._order = random.permutation(num_windows)
+        self._batch = 0
 
 
-def make_hole(
-    tokens: npt.NDArray[np.int64], tokenizer: Tokenizer, random: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Turn text [L] into prefix, suffix and middle [L + 4], cut between characters."""
-    allowed = np.append(np.flatnonzero(tokenizer.starts_character[tokens]), len(tokens))
-    wanted = np.sort(random.integers(0, len(tokens) + 1, size=2))
-    first, second = allowed[np.searchsorted(allowed, wanted)]
-    parts = (
-        [tokenizer.fim_begin_id],
-        tokens[:first],
-        [tokenizer.fim_hole_id],
-        tokens[second:],
-        [tokenizer.fim_end_id],
-        tokens[first:second],
-        [tokenizer.eos_id],
-    )
-    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+class TokenStream:
+    """The documents as one endless row of tokens that can be read on from any place.
 
+    Every epoch has all documents in a new order, each followed by eos. A document is turned with
+    probability `fim_rate` into prefix-suffix-middle (report, section 4.1),
 
-class _Pieces:
-    """Documents cut into pieces of bounded length.
+        <fim_begin> prefix <fim_hole> suffix <fim_end> middle <eos>
 
-    spans [pieces, 2], is_last [pieces]: whether the document ends there; firsts, counts
-    [documents]: the first piece of each, and how many it has.
+    cut at two random places between characters. In a document longer than `section_length` tokens,
+    that is decided for each section of it, with eos before and behind a section that is turned.
     """
 
-    def __init__(self, spans: Any, is_last: Any, firsts: Any, counts: Any) -> None:
-        self.spans, self.is_last = spans, is_last
-        self.firsts, self.counts = firsts, counts
+    def __init__(
+        self,
+        documents: Documents,
+        section_length: int,
+        seed: int,
+        fim_rate: float,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._documents = documents
+        self._section_length = section_length
+        self._seed = seed
+        self._fim_rate = fim_rate
+        self._tokenizer = tokenizer
+        self._rest: np.ndarray  # of the section, what was not read yet
+        self.seek((0, 0, 0, 0))
+
+    @property
+    def position(self) -> tuple[int, int, int, int]:
+        """Epoch, place in its order, section of the document there, token of the section."""
+        return self._epoch, self._place, self._section, self._offset
+
+    def seek(self, position: tuple[int, int, int, int]) -> None:
+        """Go on at what was a `position`."""
+        self._epoch, self._place, self._section, offset = position
+        self._open_epoch()
+        self._rest = self._rest[offset:]
+        self._offset = offset
+
+    def read(self, count: int) -> np.ndarray:
+        """The next `count` tokens."""
+        parts = []
+        while count:
+            part = self._rest[:count]
+            parts.append(part)
+            count -= len(part)
+            self._rest = self._rest[len(part) :]
+            self._offset += len(part)
+            if not len(self._rest):
+                self._next_section()
+        return np.concatenate(parts)
+
+    def _next_section(self) -> None:
+        self._section += 1
+        if self._section < len(self._holes):
+            self._open_section()
+            return
+        self._section = 0
+        self._place += 1
+        if self._place < len(self._order):
+            self._open_document()
+            return
+        self._place = 0
+        self._epoch += 1
+        self._open_epoch()
+
+    def _open_epoch(self) -> None:
+        self._order = self._random(_ORDER).permutation(len(self._documents))
+        self._open_document()
+
+    def _open_document(self) -> None:
+        self._document = int(self._order[self._place])
+        self._tokens = self._documents[self._document]
+        num_sections = -(-len(self._tokens) // self._section_length)
+        if self._fim_rate:
+            random = self._random(_HOLES, self._document)
+            self._holes = random.random(num_sections) < self._fim_rate
+        else:
+            self._holes = np.zeros(num_sections, dtype=bool)
+        self._open_section()
+
+    def _open_section(self) -> None:
+        self._offset = 0
+        self._rest = self._section_tokens()
+
+    def _section_tokens(self) -> np.ndarray:
+        """What the stream says for a section: its tokens or, with a hole, their rearrangement."""
+        section = self._section
+        tokens = self._tokens[self._boundary(section) : self._boundary(section + 1)]
+        if self._holes[section]:
+            return self._with_hole(tokens)
+        if section + 1 == len(self._holes) or self._holes[section + 1]:
+            return np.append(tokens, self._tokens.dtype.type(self._tokenizer.eos_id))
+        return tokens
+
+    def _boundary(self, section: int) -> int:
+        """Where a section begins in the document: at the next token that begins a character."""
+        place = min(section * self._section_length, len(self._tokens))
+        starts_character = self._tokenizer.starts_character
+        while place < len(self._tokens) and not starts_character[self._tokens[place]]:
+            place += 1
+        return place
+
+    def _with_hole(self, tokens: np.ndarray) -> np.ndarray:
+        text = self._tokenizer.decode(tokens.tolist())
+        random = self._random(_CUTS, self._document, self._section)
+        first, second = sorted(random.integers(0, len(text) + 1, 2).tolist())
+        return np.array(prefix_suffix_middle(text, first, second, self._tokenizer))
+
+    def _random(self, purpose: int, document: int = 0, section: int = 0) -> np.random.Generator:
+        """A generator for one purpose at one place, so that a stream can begin anywhere."""
+        # Always as many numbers: NumPy takes (1, 2) and (1, 2, 0) for the same seed.
+        return np.random.default_rng((purpose, self._seed, self._epoch, document, section))
 
 
-def _cut(spans: npt.NDArray[np.int64], longest: int) -> _Pieces:
-    lengths = spans[:, 1] - spans[:, 0]
-    # A document without tokens is still one piece: its end is trained on.
-    counts = np.maximum(1, -(-lengths // longest))
-    firsts = np.cumsum(counts) - counts
-    document = np.repeat(np.arange(len(spans)), counts)
-    number = np.arange(counts.sum()) - firsts[document]
-    starts = spans[document, 0] + number * longest
-    ends = np.minimum(starts + longest, spans[document, 1])
-    return _Pieces(np.stack([starts, ends], axis=1), number == counts[document] - 1, firsts, counts)
+def prefix_suffix_middle(text: str, first: int, second: int, tokenizer: Tokenizer) -> list[int]:
+    """The text with characters `first` to `second` cut out and moved behind the rest."""
+    marks = (tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id)
+    begin, hole, end = (mark for mark in marks if mark is not None)
+    return [
+        begin,
+        *tokenizer.encode(text[:first]),
+        hole,
+        *tokenizer.encode(text[second:]),
+        end,
+        *tokenizer.encode(text[first:second]),
+        tokenizer.eos_id,
+    ]
 
 
 def validation_batches(
@@ -196,32 +240,56 @@ def validation_batches(
     sequence_length: int,
     batch_size: int,
     tokenizer: Tokenizer,
-    max_tokens: int,
+    max_tokens: int | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
-    """The documents, packed as in training but without holes, as far as `max_tokens` reach.
+    """Batches int64 [B, T + 1] of the documents as they are, and the bytes of the predicted tokens.
 
-    Yields int64 [B, T + 1] windows and the bytes of text that their predicted tokens stand for. An
-    end token comes before the first document, so that its first token is predicted, too. The last
-    batch may be smaller and the last window shorter: nothing is left out.
+    In a row, the first T tokens are given and the last T predicted; eos stands for no bytes.
+    Everything is predicted once, the remainder in a last batch with a shorter T. If that is more
+    than `max_tokens`, as many windows as fit are taken, evenly spread over the text.
     """
-    row = np.concatenate(_row(documents, tokenizer.eos_id, max_tokens + 1))[: max_tokens + 1]
-    full = (len(row) - 1) // sequence_length
-    cuts = [row[i * sequence_length : (i + 1) * sequence_length + 1] for i in range(full)]
-    groups = [cuts[i : i + batch_size] for i in range(0, full, batch_size)]
-    rest = row[full * sequence_length :]
-    if len(rest) > 1:
-        groups.append([rest])
-    for group in groups:
-        window = np.stack(group)
-        yield torch.from_numpy(window), int(tokenizer.token_bytes[window[:, 1:]].sum())
+    packed = _Packed(documents, tokenizer.eos_id)
+    total = len(packed) - 1
+    if max_tokens is None or total <= max_tokens:
+        length = sequence_length
+        starts = [i * length for i in range(total // length)]
+        remainder = total % length
+    else:
+        length = min(sequence_length, max_tokens)
+        count = max_tokens // length
+        starts = [i * (total // length) // count * length for i in range(count)]
+        remainder = 0
+    for first in range(0, len(starts), batch_size):
+        batch = starts[first : first + batch_size]
+        yield _with_bytes([packed.read(start, length + 1) for start in batch], tokenizer)
+    if remainder:
+        yield _with_bytes([packed.read(total - remainder, remainder + 1)], tokenizer)
 
 
-def _row(documents: Documents, eos_id: int, enough: int) -> list[npt.NDArray[np.int64]]:
-    parts = [np.asarray([eos_id], dtype=np.int64)]
-    taken = 1
-    for index in range(len(documents)):
-        if taken >= enough:
-            break
-        parts.append(np.append(documents[index].astype(np.int64), eos_id))
-        taken += len(parts[-1])
-    return parts
+def _with_bytes(windows: list[np.ndarray], tokenizer: Tokenizer) -> tuple[Tensor, int]:
+    window = np.stack(windows)
+    return torch.from_numpy(window), int(tokenizer.byte_counts[window[:, 1:]].sum())
+
+
+class _Packed:
+    """The row eos, document, eos, document, eos, ... with access to any place of it."""
+
+    def __init__(self, documents: Documents, eos_id: int) -> None:
+        self._documents, self._eos_id = documents, eos_id
+        # Where each document begins; the last entry is the length of the row.
+        self._begins = 1 + np.concatenate([[0], np.cumsum(documents.lengths + 1)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """int64 [length], from `start` on."""
+        window = np.full(length, self._eos_id, dtype=np.int64)
+        index = max(0, int(np.searchsorted(self._begins, start, side="right")) - 1)
+        while index < len(self._documents) and self._begins[index] < start + length:
+            begin = int(self._begins[index])
+            document = self._documents[index][max(0, start - begin) : start + length - begin]
+            place = max(0, begin - start)
+            window[place : place + len(document)] = document
+            index += 1
+        return window

@@ -8,7 +8,6 @@ the previous checkpoint and never half of a new one.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from abyssal.errors import InputError
+from abyssal.training.files import flush, flush_tree
 
 STATE_FILE = "trainer_state.pt"
 STATE_FORMAT = 1
@@ -60,9 +60,9 @@ def save_checkpoint(
         partial.mkdir()
         write_model(partial)
         torch.save({"format": STATE_FORMAT, **state}, partial / STATE_FILE)
-        _flush_tree(partial)
+        flush_tree(partial)
         partial.rename(final)
-        _flush(folder)
+        flush(folder)
     for old in list_checkpoints(run_dir)[:-keep]:
         # Renamed first: a crash while the files go must not leave half a checkpoint in sight.
         hidden = old.rename(folder / f"{_HIDDEN}{old.name}")
@@ -93,18 +93,3 @@ def _sweep(folder: Path) -> None:
     """Remove what a crash left half-written or half-removed."""
     for path in folder.glob(f"{_HIDDEN}*"):
         shutil.rmtree(path)
-
-
-def _flush_tree(directory: Path) -> None:
-    for path in sorted(directory.rglob("*")):
-        _flush(path)
-    _flush(directory)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's or directory's content is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,9 @@
-"""Text as tokens on disk: tokenized once, memory-mapped ever after.
+"""Tokenized text on disk, built once and memory-mapped from then on.
 
-A cache directory holds a folder for each pair of text and tokenizer, named by the hash of both:
-
-    tokens-00000.bin ...   the documents' tokens, uint16 or uint32, whole documents in each file
-    starts.npy             int64 [documents + 1], where documents start, counted over all files
-    meta.json              what it was made from
-
-It is built under another name, flushed and renamed, by one process at a time: there is never half
-of one.
+`CACHE/KEY/` holds the tokens of all documents one after the other (tokens.bin, little-endian
+uint16, or uint32 for vocabularies above 65536), where each document begins (offsets.npy), and
+metadata.json, which says how much of it there must be. KEY depends on text and tokenizer, so that a
+directory never changes once it has its name. What is for validation is decided when it is opened.
 """
 
 from __future__ import annotations
@@ -19,75 +15,73 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from abyssal.errors import InputError
-from abyssal.training.documents import DocumentReader, find_files
+from abyssal.training.documents import Source, read_source
+from abyssal.training.files import flush, flush_tree
 from abyssal.training.tokenizer import Tokenizer
 
 FORMAT = 1
-SHARD_TOKENS = 2**27
-# A stream of random numbers that nothing else draws from (see batches.py).
-_SPLIT = 4
-# Texts that are tokenized together, for the sake of several cores.
-_BATCH_CHARACTERS = 2**22
+METADATA, TOKENS, OFFSETS = "metadata.json", "tokens.bin", "offsets.npy"
 
-Tokens = npt.NDArray[np.integer[Any]]
+# Directories with this prefix are being built, or were when their process ended.
+_HIDDEN = ".partial-"
+
+# A document of so many bytes has at least two characters, to be cut between them.
+_SMALLEST_CUT = 8
 
 
-class Documents:
-    """Documents as arrays of tokens: `len(documents)`, `documents[i]`.
+@dataclasses.dataclass(frozen=True)
+class Documents(Sequence[np.ndarray]):
+    """Token arrays, one a document.
 
-    Attributes:
-        spans: int64 [n, 2], where each begins and ends in the shards laid end to end.
+    tokens: unsigned, of these documents and maybe others; spans: int64 [documents, 2], where each
+    begins and ends in tokens; byte_counts: int64 [documents], the UTF-8 bytes of each text.
     """
 
-    def __init__(self, shards: list[Tokens], spans: npt.NDArray[np.int64]) -> None:
-        self._shards = shards
-        self._shard_starts = np.cumsum([0, *map(len, shards)])
-        self.spans = spans
+    tokens: np.ndarray
+    spans: np.ndarray
+    byte_counts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __getitem__(self, index: int) -> Tokens:
-        """The tokens of a document; memory is read when they are."""
-        start, end = self.spans[index]
-        return self.tokens(int(start), int(end))
-
-    def tokens(self, start: int, end: int) -> Tokens:
-        """The tokens from `start` to `end` of one document."""
-        shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
-        offset = int(self._shard_starts[shard])
-        return self._shards[shard][start - offset : end - offset]
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        begin, end = self.spans[index]
+        return self.tokens[begin:end]
 
     @property
-    def num_tokens(self) -> int:
-        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
+    def lengths(self) -> np.ndarray:
+        """int64 [documents], in tokens."""
+        return self.spans[:, 1] - self.spans[:, 0]
+
+    def __str__(self) -> str:
+        documents = "1 document" if len(self) == 1 else f"{len(self):,} documents"
+        size = int(self.byte_counts.sum()) / 1e6
+        return f"{documents}, {size:.2f} MB, {int(self.lengths.sum()):,} tokens"
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Text to train on and text to validate on, which share no document."""
+    """The text of a run. fingerprint: equal for equal text and tokenizer."""
 
     train: Documents
     validation: Documents
-    fingerprint: str  # of the text and the tokenizer
-    num_bytes: int
-    skipped: dict[str, int]
+    fingerprint: str
+    skipped: str = ""
+    """What of the source is not in here, such as "2 empty"."""
 
     def __str__(self) -> str:
-        skipped = "".join(f", {count} skipped ({why})" for why, count in self.skipped.items())
-        return (
-            f"{self.num_bytes / 1e6:.1f} MB in {len(self.train) + len(self.validation):,} "
-            f"documents{skipped}; {self.train.num_tokens:,} tokens to train on, "
-            f"{self.validation.num_tokens:,} to validate on"
-        )
+        skipped = f"; skipped: {self.skipped}" if self.skipped else ""
+        return f"training {self.train}; validation {self.validation}{skipped}"
 
 
 def prepare_dataset(
@@ -98,225 +92,239 @@ def prepare_dataset(
     text_field: str = "text",
     validation_fraction: float,
     seed: int,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Dataset:
-    """Tokenize `source` into `cache_dir`, unless that was done before, and open it.
+    """The tokenized text of `source`, from `cache_dir` if it was built there before.
 
-    The text is read once more at each start, to see whether it has changed. About
-    `validation_fraction` of it (0 < fraction < 1), whole documents drawn with `seed`, is kept for
-    validation; of a single document, its end.
+    The text is read in any case, to know whether it is the same. Processes that ask for the same
+    at once build it once. `progress` shows a bar on a terminal.
 
-    Raises FileNotFoundError, and InputError for a source without text or with damaged JSONL; then
-    nothing is left behind.
+    Raises what `documents.read_source` raises, and InputError for text too short to be split and
+    for a damaged cache.
     """
-    files = find_files(source)
-    fingerprint = _fingerprint(source, files, tokenizer, text_field)
-    folder = cache_dir / fingerprint[:16]
-    if not folder.exists():
-        with _being_the_only_builder(folder):
-            if not folder.exists():
-                _build(source, files, folder, tokenizer, text_field, progress)
-    shards, starts, meta = _open(folder)
-    train, validation = _split(starts, validation_fraction, seed)
-    return Dataset(
-        train=Documents(shards, train),
-        validation=Documents(shards, validation),
-        fingerprint=fingerprint,
-        num_bytes=meta["bytes"],
-        skipped=meta["skipped"],
+    with _spinner(progress):
+        text = read_source(source, text_field=text_field)
+    tails = choose_validation(text.sizes, text.digests, validation_fraction, seed)
+    directory = cache_dir / _key(text, tokenizer)
+    if not directory.exists():
+        with _only_builder(cache_dir):
+            if not directory.exists():
+                _build(directory, text, tokenizer, progress)
+    tokens, offsets = _open(directory)
+    train, validation = _split(tokens, offsets, text.sizes, tails, tokenizer)
+    return Dataset(train, validation, directory.name, text.summary_of_skipped)
+
+
+def choose_validation(
+    sizes: np.ndarray, digests: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """About how many bytes at the end of each document are for validation: int64, 0 to all.
+
+    Documents are taken in an order that depends on seed and content until `fraction` of the bytes
+    is reached; equal texts are treated alike. The first document that is too long is cut if less
+    than half of what is wanted was found before it; so there is always some of both.
+    """
+    tails = np.zeros_like(sizes)
+    wanted, found = fraction * sizes.sum(), 0
+    ranks = _mix(digests ^ _mix(np.array([seed], dtype=np.uint64)))
+    order = np.argsort(ranks, kind="stable")
+    begin = 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and ranks[order[end]] == ranks[order[begin]]:
+            end += 1
+        equal = order[begin:end]
+        size, room = int(sizes[equal[0]]), (wanted - found) / len(equal)
+        if size > room:
+            if found >= wanted / 2:
+                break
+            if size >= _SMALLEST_CUT:
+                tails[equal] = max(1, int(room))
+                break
+        tails[equal] = size
+        found += size * len(equal)
+        begin = end
+    if (tails == sizes).all():
+        raise _too_short(sizes)
+    return tails
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that leaves no pattern (the finaliser of SplitMix64)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _too_short(sizes: np.ndarray) -> InputError:
+    return InputError(
+        f"a text of {sizes.sum()} bytes is too short to be split for training and validation"
     )
-
-
-def _fingerprint(source: Path, files: list[Path], tokenizer: Tokenizer, text_field: str) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {tokenizer.fingerprint} {text_field!r}\n".encode())
-    for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.sha256()
-            while block := stream.read(2**20):
-                content.update(block)
-        name = file.relative_to(source).as_posix() if file != source else file.name
-        digest.update(f"{name!r} {content.hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _being_the_only_builder(folder: Path) -> Iterator[None]:
-    """Wait until no other process builds `folder`. Leaves no empty cache directory behind."""
-    created = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = folder.with_suffix(".lock")
-    try:
-        with lock_path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    except BaseException:
-        lock_path.unlink(missing_ok=True)
-        if created:
-            with contextlib.suppress(OSError):  # another process has put something there
-                folder.parent.rmdir()
-        raise
-
-
-def _build(
-    source: Path,
-    files: list[Path],
-    folder: Path,
-    tokenizer: Tokenizer,
-    text_field: str,
-    progress: bool,
-) -> None:
-    """Tokenize `files` into `folder`, which appears at the end."""
-    partial = folder.with_suffix(".partial")
-    # What a process left that was killed: nobody else holds the lock.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        reader = DocumentReader(files, text_field=text_field)
-        writer = _ShardWriter(partial, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        with _progress_bar(source, files, progress) as report:
-            for texts in _batches(reader):
-                writer.bytes += sum(len(text.encode()) for text in texts)
-                for tokens in tokenizer.encode_batch(texts):
-                    writer.write(tokens)
-                report(reader.bytes_read)
-        writer.finish({"skipped": dict(reader.skipped), "tokenizer": tokenizer.fingerprint})
-        if writer.tokens < 2:
-            skipped = ", ".join(f"{count} {why}" for why, count in reader.skipped.items())
-            raise InputError(
-                f"data: {source} holds no text to learn from: {len(files)} files"
-                + (f", skipped: {skipped}" if skipped else "")
-            )
-        partial.rename(folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _batches(reader: DocumentReader) -> Iterator[list[str]]:
-    """Documents in groups of bounded size."""
-    batch: list[str] = []
-    characters = 0
-    for text in reader:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-class _ShardWriter:
-    """Writes documents one after the other, and at last what tells them apart."""
-
-    def __init__(self, folder: Path, dtype: type[np.unsignedinteger[Any]]) -> None:
-        self._folder, self._dtype = folder, dtype
-        self._starts = [0]
-        self._sizes: list[int] = []
-        self._stream: Any = None
-        self.bytes = 0
-
-    @property
-    def tokens(self) -> int:
-        return self._starts[-1]
-
-    def write(self, tokens: npt.NDArray[np.int64]) -> None:
-        if self._stream is None or self._sizes[-1] + len(tokens) > SHARD_TOKENS:
-            self._close()
-            self._stream = (self._folder / f"tokens-{len(self._sizes):05}.bin").open("wb")
-            self._sizes.append(0)
-        self._stream.write(tokens.astype(self._dtype).tobytes())
-        self._sizes[-1] += len(tokens)
-        self._starts.append(self.tokens + len(tokens))
-
-    def finish(self, meta: dict[str, Any]) -> None:
-        self._close()
-        np.save(self._folder / "starts.npy", np.asarray(self._starts, dtype=np.int64))
-        meta = {
-            "format": FORMAT,
-            "dtype": np.dtype(self._dtype).name,
-            "bytes": self.bytes,
-            "shard_tokens": self._sizes,
-            **meta,
-        }
-        (self._folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        for path in self._folder.iterdir():
-            _flush(path)
-        _flush(self._folder)
-
-    def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-def _open(folder: Path) -> tuple[list[Tokens], npt.NDArray[np.int64], dict[str, Any]]:
-    """Map a finished folder. Raises InputError if it was damaged."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        dtype, sizes = np.dtype(meta["dtype"]), meta["shard_tokens"]
-        starts = np.load(folder / "starts.npy")
-        shards = []
-        for number, size in enumerate(sizes):
-            file = folder / f"tokens-{number:05}.bin"
-            if file.stat().st_size != size * dtype.itemsize:
-                raise ValueError(f"{file.name} has {file.stat().st_size} bytes")
-            shards.append(np.memmap(file, dtype=dtype, mode="r") if size else np.empty(0, dtype))
-        if starts[-1] != sum(sizes):
-            raise ValueError("starts.npy does not fit the tokens")
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(
-            f"the tokenized text in {folder} is damaged ({error}); remove that folder and it will "
-            "be made again"
-        ) from None
-    return shards, starts, meta
 
 
 def _split(
-    starts: npt.NDArray[np.int64], fraction: float, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Spans [n, 2] to train on, in order, and to validate on, in random order."""
-    spans = np.stack([starts[:-1], starts[1:]], axis=1)
-    wanted = fraction * starts[-1]
-    if len(spans) == 1:
-        cut = max(1, int(starts[-1]) - max(1, round(wanted)))
-        return np.array([[0, cut]]), np.array([[cut, int(starts[-1])]])
-    lengths = spans[:, 1] - spans[:, 0]
-    chosen: list[int] = []
-    taken = 0
-    for document in np.random.default_rng((seed, 0, _SPLIT)).permutation(len(spans)):
-        if taken + lengths[document] <= wanted:
-            chosen.append(int(document))
-            taken += int(lengths[document])
-    if not chosen:  # every document is larger than what was asked for
-        chosen = [int(lengths.argmin())]
-    mask = np.ones(len(spans), dtype=np.bool_)
-    mask[chosen] = False
-    return spans[mask], spans[chosen]
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    sizes: np.ndarray,
+    tails: np.ndarray,
+    tokenizer: Tokenizer,
+) -> tuple[Documents, Documents]:
+    """The documents to train on and those to validate on, with the last `tails` bytes of each."""
+    spans = np.stack([offsets[:-1], offsets[1:]], axis=1)
+    cut = np.flatnonzero((tails > 0) & (tails < sizes))
+    heads, ends = spans[cut], spans[cut]
+    end_bytes = np.zeros(len(cut), dtype=np.int64)
+    for number, document in enumerate(cut):
+        begin, end = spans[document]
+        share = tails[document] / sizes[document]
+        place = _cut_place(tokens[begin:end], share, tokenizer)
+        if place is None:
+            raise _too_short(sizes)
+        heads[number, 1] = ends[number, 0] = begin + place
+        end_bytes[number] = tokenizer.byte_counts[tokens[begin + place : end]].sum()
+    train, validation = tails == 0, tails == sizes
+    return (
+        Documents(
+            tokens,
+            np.concatenate([spans[train], heads]),
+            np.concatenate([sizes[train], sizes[cut] - end_bytes]),
+        ),
+        Documents(
+            tokens,
+            np.concatenate([spans[validation], ends]),
+            np.concatenate([sizes[validation], end_bytes]),
+        ),
+    )
+
+
+def _cut_place(document: np.ndarray, share: float, tokenizer: Tokenizer) -> int | None:
+    """Where the last `share` of a document begins: within it and between characters, if it can."""
+    wanted = min(max(1, round(len(document) * (1 - share))), len(document) - 1)
+    for place in chain(range(wanted, 0, -1), range(wanted + 1, len(document))):
+        if tokenizer.starts_character[document[place]]:
+            return place
+    return None
+
+
+def _key(text: Source, tokenizer: Tokenizer) -> str:
+    """The name of this text, tokenized like this."""
+    root = text.path if text.path.is_dir() else text.path.parent
+    names = [os.fsencode(path.relative_to(root)) for path in text.files]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (
+        f"{FORMAT} {tokenizer.fingerprint}".encode(),
+        b"\0".join(names),
+        text.sizes.tobytes(),
+        text.digests.tobytes(),
+    ):
+        digest.update(hashlib.blake2b(part).digest())
+    return digest.hexdigest()
+
+
+def _build(directory: Path, text: Source, tokenizer: Tokenizer, progress: bool) -> None:
+    """Tokenize everything into `directory`, which appears only when it is complete."""
+    partial = directory.with_name(_HIDDEN + directory.name)
+    partial.mkdir()
+    try:
+        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        offsets = array("q", [0])
+        with (
+            (partial / TOKENS).open("wb") as file,
+            _bar(int(text.sizes.sum()), progress) as advance,
+        ):
+            for pieces in text.documents():
+                length = 0
+                for piece in pieces:
+                    tokens = np.array(tokenizer.encode(piece), dtype=dtype)
+                    file.write(tokens.tobytes())
+                    length += len(tokens)
+                    advance(len(piece.encode()))
+                offsets.append(offsets[-1] + length)
+        np.save(partial / OFFSETS, np.array(offsets, dtype="<i8"))
+        metadata = {
+            "format": FORMAT,
+            "fingerprint": directory.name,
+            "dtype": dtype.str,
+            "documents": len(text.sizes),
+            "tokens": offsets[-1],
+            "bytes": int(text.sizes.sum()),
+        }
+        (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        flush_tree(partial)
+        partial.rename(directory)
+        flush(directory.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _open(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Map tokens and offsets that `_build` published. Raises InputError if not all is there."""
+    try:
+        metadata = json.loads((directory / METADATA).read_text(encoding="utf-8"))
+        if metadata["format"] != FORMAT or metadata["fingerprint"] != directory.name:
+            raise ValueError(f"{METADATA} is of something else")
+        size = (directory / TOKENS).stat().st_size
+        dtype = np.dtype(metadata["dtype"])
+        if size != metadata["tokens"] * dtype.itemsize:
+            raise ValueError(f"{TOKENS} has {size} bytes for {metadata['tokens']} tokens")
+        offsets = np.load(directory / OFFSETS, mmap_mode="r")
+        if len(offsets) != metadata["documents"] + 1 or offsets[-1] != metadata["tokens"]:
+            raise ValueError(f"{OFFSETS} does not fit {TOKENS}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the tokenized text at {directory} is damaged ({reason}); delete that directory, it "
+            "will be built again"
+        ) from None
+    return np.memmap(directory / TOKENS, dtype, mode="r"), offsets
 
 
 @contextlib.contextmanager
-def _progress_bar(source: Path, files: list[Path], show: bool) -> Iterator[Any]:
-    """Gives a function to call with the bytes read so far."""
-    if not show:
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+def _only_builder(cache_dir: Path) -> Iterator[None]:
+    """Wait until no other process builds in `cache_dir`; remove what dead ones left there.
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as bar:
-        total = sum(file.stat().st_size for file in files)
-        task = bar.add_task(f"tokenizing {source}", total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    The lock is on the directory itself, and the system releases it when a process ends.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cache_dir, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for path in cache_dir.glob(f"{_HIDDEN}*"):
+            shutil.rmtree(path)
+        yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _spinner(shown: bool) -> Iterator[None]:
+    if not (shown and sys.stderr.isatty()):
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading the text"):
+        yield
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
+    """A bar over the bytes of the text. Gives what moves it on by so many bytes."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _num_bytes: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        "[progress.description]{task.description}",
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("tokenizing", total=total)
+        yield lambda num_bytes: bar.advance(task, num_bytes)

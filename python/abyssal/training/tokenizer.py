@@ -86,7 +86,8 @@ class Tokenizer:
         self.origin = origin
         definition = _parse(self.files[DEFINITION], f"{origin}: {DEFINITION}")
         settings = _parse(self.files.get(SETTINGS, "{}"), f"{origin}: {SETTINGS}")
-        tokens, control = _vocabulary(definition, origin)
+        vocabulary, added, control = _vocabulary(definition, origin)
+        tokens = vocabulary | added
         ids = {token: number for number, token in tokens.items()}
 
         self.vocab_size = max(tokens) + 1
@@ -98,14 +99,19 @@ class Tokenizer:
                 f"{origin}: the tokenizer has no end-of-text token (eos_token in {SETTINGS})"
             )
         self.eos_id: int = eos_id
+        self.fim_begin_id: int | None
+        self.fim_hole_id: int | None
+        self.fim_end_id: int | None
         self.fim_begin_id, self.fim_hole_id, self.fim_end_id = _fim_ids(ids)
 
         roles = {self.bos_id, self.eos_id, self.pad_id}
         roles |= {self.fim_begin_id, self.fim_hole_id, self.fim_end_id}
         self._control = control | {number for number in roles if number is not None}
         self._bytes = [UNKNOWN] * self.vocab_size
-        for number, token in tokens.items():
+        for number, token in vocabulary.items():
             self._bytes[number] = _bytes_of(token)
+        for number, token in added.items():
+            self._bytes[number] = token.encode()
         self.byte_counts = np.fromiter(map(len, self._bytes), np.int64, self.vocab_size)
         self.byte_counts[sorted(self._control)] = 0
 
@@ -145,7 +151,12 @@ class Tokenizer:
         definition |= {"truncation": None, "padding": None}
         for added in definition.get("added_tokens", []):
             added["special"] = added["id"] in self._control
-        library = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        try:
+            library = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        except Exception as error:  # the library raises nothing more precise
+            raise InputError(
+                f"{self.origin}: the tokenizers library cannot read {DEFINITION}: {error}"
+            ) from None
         library.encode_special_tokens = True
         return library
 
@@ -175,7 +186,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
             files[name] = _read(directory / name)
     if files[DEFINITION] == _byte_tokenizer_files()[DEFINITION]:
         return ByteTokenizer()  # the same, faster
-    return Tokenizer(files, str(directory))
+    tokenizer = Tokenizer(files, str(directory))
+    tokenizer.encode("")  # what the library refuses, it refuses now
+    return tokenizer
 
 
 def train_bpe(data: Path, *, vocab_size: int, text_field: str = "text") -> Tokenizer:
@@ -273,8 +286,10 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _vocabulary(definition: dict[str, Any], origin: str) -> tuple[dict[int, str], set[int]]:
-    """Token by id of a byte-level tokenizer.json, and the ids that it marks as special."""
+def _vocabulary(
+    definition: dict[str, Any], origin: str
+) -> tuple[dict[int, str], dict[int, str], set[int]]:
+    """Token by id of a byte-level tokenizer.json: learned ones, added ones; which are special."""
     try:
         decoder, model = definition["decoder"], definition["model"]
         parts = decoder.get("decoders", [decoder])
@@ -294,11 +309,11 @@ def _vocabulary(definition: dict[str, Any], origin: str) -> tuple[dict[int, str]
         raise InputError(
             f"{origin}: {DEFINITION} has no tokens for {missing} of the {NUM_BYTES} bytes"
         )
-    return tokens | added, special
+    return tokens, added, special
 
 
 def _bytes_of(token: str) -> bytes:
-    """The bytes that a token of the vocabulary stands for; other tokens are literal text."""
+    """The bytes that a token of the vocabulary stands for."""
     if all(character in BYTE_OF_CHARACTER for character in token):
         return bytes(BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()
