@@ -60,7 +60,10 @@ class Source:
         expected = iter(zip(self.sizes.tolist(), self.digests.tolist(), strict=True))
         for path in self.files:
             for pieces in _file_documents(path, self.text_field):
-                first = next(pieces, None)
+                try:
+                    first = next(pieces, None)
+                except NotText:
+                    raise _changed(path) from None
                 if first is not None:  # empty ones were not counted either
                     yield _unchanged(chain([first], pieces), next(expected, None), path)
         if next(expected, None) is not None:
