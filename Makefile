@@ -23,7 +23,7 @@ test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --timeout 300
 
 nightly: $(VENV)/installed-test
-	$(BIN)/python scripts/nightly.py
+	$(BIN)/python -m scripts.nightly
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

@@ -13,12 +13,12 @@ import platform
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import torch
 
 import abyssal
+from scripts.junit import read_tests
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "tests" / "nightly.json"
@@ -29,7 +29,7 @@ def main() -> int:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "--nightly", "-m", "nightly", "--timeout=3600"]
         code = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False).returncode
-        tests = read_report(report) if report.exists() else []
+        tests = read_tests(report)
     result = {
         "date": datetime.date.today().isoformat(),
         "abyssal": abyssal.__version__,
@@ -42,24 +42,6 @@ def main() -> int:
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written: {RESULT.relative_to(ROOT)}")
     return code
-
-
-def read_report(report: Path) -> list[dict[str, object]]:
-    """Name, outcome, seconds and, if it did not pass, the reason of each test."""
-    tests = []
-    for case in ElementTree.parse(report).iter("testcase"):
-        test: dict[str, object] = {
-            "name": f"{case.get('classname')}::{case.get('name')}",
-            "outcome": "passed",
-            "seconds": round(float(case.get("time", 0)), 1),
-        }
-        for outcome in ("failure", "error", "skipped"):
-            found = case.find(outcome)
-            if found is not None:
-                reason = (found.get("message") or "").partition("\n")[0]
-                test |= {"outcome": outcome, "reason": reason}
-        tests.append(test)
-    return tests
 
 
 if __name__ == "__main__":

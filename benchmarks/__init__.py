@@ -1,0 +1,1 @@
+"""Kernel benchmarks: `python -m benchmarks --help`, and docs/benchmarks.md."""

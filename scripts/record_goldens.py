@@ -1,0 +1,55 @@
+"""Record what the kernels compute on a GPU: `python -m scripts.record_goldens OUT.npz`.
+
+The file goes to tests/goldens/, where every machine compares the reference with it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import abyssal
+from abyssal import ops
+from tests.goldens.quantize_1x128 import CASES, make_input
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--backend", default="cuda", help="reference: for a rehearsal; its file proves nothing"
+    )
+    options = parser.parse_args()
+    arrays = record(options.backend)
+    with options.out.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    print(f"{options.out}: {len(CASES)} cases of quantize_1x128 by {options.backend}")
+    return 0
+
+
+def record(backend: str) -> dict[str, np.ndarray]:
+    """ "<op>/<case>/codes" and "/scale", and "meta": where they come from, as JSON."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    arrays = {}
+    with abyssal.backend(backend):
+        for name, (*_, case_options) in CASES.items():
+            result = ops.quantize_1x128(make_input(name).to(device), **case_options)
+            arrays[f"quantize_1x128/{name}/codes"] = result.data.view(torch.uint8).cpu().numpy()
+            arrays[f"quantize_1x128/{name}/scale"] = result.scale.cpu().contiguous().numpy()
+    meta = {
+        "backend": backend,
+        "device": torch.cuda.get_device_name() if backend == "cuda" else "CPU",
+        "abyssal": abyssal.__version__,
+        "torch": torch.__version__,
+    }
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    return arrays
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The benchmarks' harness: what it counts, what it does with a peer that fails, what it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_quantize_1x128, harness
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def test_the_median_of_all_replays_and_the_spread_of_rounds():
+    timing = harness.summarise([[1.0, 2.0, 9.0], [2.0, 3.0, 4.0]])
+    assert timing.microseconds == 2.5
+    assert timing.rounds == [2.0, 3.0]
+    assert timing.spread == pytest.approx(1 / 2.5)
+
+
+def make_case(contenders, check=lambda x: None):
+    return harness.Case(
+        label="test",
+        make_inputs=lambda seed: (torch.full((4,), float(seed)),),
+        bytes_moved=1000,
+        contenders=contenders,
+        check=check,
+    )
+
+
+def test_contenders_get_the_same_inputs_and_a_failing_one_is_recorded():
+    seen = {"ours": [], "peer": []}
+
+    def broken(x):
+        raise RuntimeError("no such kernel")
+
+    case = make_case(
+        {
+            "ours": lambda x: seen["ours"].append(x[0].item()),
+            "peer": lambda x: seen["peer"].append(x[0].item()),
+            "broken": broken,
+        }
+    )
+    result = harness.run_case(case, CPU)
+    assert seen["ours"] == seen["peer"] and set(seen["ours"]) == {0.0, 1.0}
+    assert set(result["contenders"]) == {"ours", "peer"}
+    assert result["failures"] == {"broken": "RuntimeError: no such kernel"}
+    ours = result["contenders"]["ours"]
+    assert ours["bytes_per_second"] == pytest.approx(1000 / ours["microseconds"] * 1e6)
+    rows = list(harness.table_rows(result, ceiling=1e9))
+    assert len(rows) == 3 and "1.00x our time" in rows[0] and "failed: RuntimeError" in rows[2]
+
+
+def test_a_wrong_result_is_not_timed():
+    def check(x):
+        raise AssertionError("codes differ")
+
+    with pytest.raises(AssertionError, match="codes differ"):
+        harness.run_case(make_case({"ours": lambda x: None}, check), CPU)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "dtype", "expected"),
+    [
+        (1, 128, torch.bfloat16, 2 * 128 + 128 + 4),
+        (10, 7168, torch.bfloat16, 10 * (3 * 7168 + 4 * 56)),
+        (10, 130, torch.float32, 10 * (5 * 130 + 4 * 2)),
+    ],
+)
+def test_bytes_of_the_quantiser(tokens, width, dtype, expected):
+    case = bench_quantize_1x128.make_case(tokens, width, dtype, CPU)
+    assert case.bytes_moved == expected
+    case.check(*case.make_inputs(0))
+
+
+def test_its_check_can_fail():
+    case = bench_quantize_1x128.make_case(3, 256, torch.bfloat16, CPU)
+    x, out = case.make_inputs(0)
+    case.contenders["abyssal"](x, out)
+    assert torch.equal(
+        out.data.view(torch.uint8), case.contenders["torch"](x, out)[0].view(torch.uint8)
+    )
+    other = bench_quantize_1x128.make_case(3, 256, torch.bfloat16, CPU, pow2=True)
+    assert not torch.equal(other.contenders["torch"](x, out)[1], out.scale)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(tmp_path):
+    done = run("--out", tmp_path / "out.json")
+    assert done.returncode == 2 and "--rehearse" in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_unknown_names():
+    done = run("quantize_1x129")
+    assert done.returncode == 2 and "unknown benchmark quantize_1x129" in done.stderr
+
+
+@pytest.mark.nightly
+def test_a_rehearsal_with_a_peer(tmp_path):
+    peer = tmp_path / "peer.py"
+    peer.write_text("CONTENDERS = {'quantize_1x128': {'peer': lambda x, out: x.abs()}}\n")
+    done = run("--rehearse", "--quick", "--peer", peer, "--out", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["device"] == "CPU" and not report["measured_on_gpu"]
+    cases = report["results"]["quantize_1x128"]
+    assert len(cases) == 6
+    names = {"abyssal", "torch", "torch.compile", "peer"}
+    assert all(set(case["contenders"]) == names for case in cases)
