@@ -22,7 +22,10 @@ from abyssal.training.tokenizer import (
     train_bpe,
 )
 
-TEXT = "def f(x):\n    return x  # caf\u00e9 \u20ac\U0001f642\n\n\tfor i in range(9):\r\n        f(i)\n"
+TEXT = (
+    "def f(x):\n    return x  # caf\u00e9 \u20ac\U0001f642\n\n"
+    "\tfor i in range(9):\r\n        f(i)\n"
+)
 
 # Any text, and text made of what tokenizers treat in special ways.
 texts = st.text(max_size=60) | st.lists(
