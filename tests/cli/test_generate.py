@@ -54,10 +54,11 @@ def generate(capfd, *argv: str) -> str:
 
 
 def continuation(checkpoint, tokens: list[int], **options) -> str:
-    """What the model says after these tokens, from the Python interface."""
+    """What the model says in text after these tokens, from the Python interface."""
     model = DeepseekV3ForCausalLM.from_pretrained(checkpoint, progress=False)
-    output = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()
     tokenizer = ByteTokenizer()
+    options["suppress_tokens"] = list(tokenizer.control_ids - {tokenizer.eos_id})
+    output = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()
     return tokenizer.decode(list(until_end(iter(output), {tokenizer.eos_id})))
 
 
@@ -85,6 +86,21 @@ def test_sampling_options_reach_the_model(checkpoint, capfd):
     assert printed == "abc" + continuation(checkpoint, [97, 98, 99], **options) + "\n"
     flags[flags.index("5")] = "6"
     assert generate(capfd, str(checkpoint), "--prompt", "abc", *flags) != printed
+
+
+def test_control_tokens_are_not_printed_as_text(checkpoint, capfd, tmp_path):
+    """A model that loves the tokens of holes."""
+    tokenizer = ByteTokenizer()
+    model = DeepseekV3ForCausalLM.from_pretrained(checkpoint, progress=False)
+    with torch.no_grad():
+        model.lm_head.weight[[tokenizer.fim_hole_id, tokenizer.pad_id]] *= 100
+    model.save_pretrained(tmp_path / "model", progress=False)
+    tokenizer.save(tmp_path / "model")
+    free = model.generate(torch.tensor([[97]]), max_new_tokens=20)[0].tolist()
+    assert set(free) & {tokenizer.fim_hole_id, tokenizer.pad_id}
+    printed = generate(capfd, str(tmp_path / "model"), "--prompt", "a", "--max-new-tokens", "20")
+    assert "fim" not in printed
+    assert "pad" not in printed
 
 
 def test_several_prompts_are_continued_as_each_alone(checkpoint, capfd):

@@ -291,6 +291,7 @@ ONE = torch.ones(2, 4, dtype=torch.int64)
         ({"temperature": -1.0}, "temperature must be 0"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p must be in"),
         ({"top_k": -3}, "top_k must be at least 1"),
+        ({"suppress_tokens": [3, 61]}, "suppress_tokens 61 is outside the vocabulary"),
         ({"eos_token_id": 61}, "eos_token_id 61 is outside the vocabulary"),
         ({"eos_token_id": [3, -1]}, "eos_token_id -1 is outside"),
         ({"pad_token_id": 99}, "pad_token_id 99 is outside"),

@@ -1,5 +1,6 @@
 """Sampling: supports against a brute-force reference, laws by chi-square, streams by equality."""
 
+import dataclasses
 import math
 
 import pytest
@@ -182,3 +183,24 @@ def test_logits_without_a_distribution_raise(temperature, bad):
 def test_options_out_of_range(options, message):
     with pytest.raises(InputError, match=message):
         SamplingOptions(**options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_suppressed_tokens_are_never_chosen(temperature):
+    """The best tokens are suppressed; what is chosen is what the others alone give."""
+    logits = torch.randn(64, 9)
+    suppress = (1, 4, 5)
+    rest = [token for token in range(9) if token not in suppress]
+    logits[:, suppress] += 20
+    options = SamplingOptions(temperature, seed=3)
+    expected = torch.tensor(rest)[Sampler(options, 64).choose(logits[:, rest])]
+    options = dataclasses.replace(options, suppress_tokens=suppress)
+    assert Sampler(options, 64).choose(logits).equal(expected)
+
+
+def test_suppressing_every_token_is_an_error():
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, float("-inf"), 2.0]])
+    sampler = Sampler(SamplingOptions(suppress_tokens=(0, 2)), 2)
+    with pytest.raises(InputError, match="suppress_tokens"):
+        sampler.choose(logits)
+    assert sampler.choose(logits[:1]).tolist() == [1]

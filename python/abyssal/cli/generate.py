@@ -102,6 +102,8 @@ def run(
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
+        # What is printed is text: other control tokens, such as those of holes, are not.
+        suppress_tokens=sorted(tokenizer.control_ids - ends),
         eos_token_id=sorted(ends),
         pad_token_id=filler,
     )

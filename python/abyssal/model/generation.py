@@ -34,6 +34,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    suppress_tokens: Sequence[int] = (),
     eos_token_id: int | Sequence[int] | FromConfig | None = "config",
     pad_token_id: int | FromConfig | None = "config",
 ) -> Tensor:
@@ -41,10 +42,10 @@ def generate(
 
     input_ids: int64 [B, T]; prompts of unequal length are padded on the left and come with
     attention_mask [B, T] (int or bool; 1 for tokens, 0 for padding). Sampling options:
-    `abyssal.model.sampling.SamplingOptions`. A row ends with an `eos_token_id` (one, several, or
-    None: never), which is part of the output; behind it stands `pad_token_id`, or the first
-    eos_token_id where there is no padding token. "config" takes the id of the model's
-    configuration.
+    `abyssal.model.sampling.SamplingOptions`; `suppress_tokens` are ids that are never chosen. A row
+    ends with an `eos_token_id` (one, several, or None: never), which is part of the output; behind
+    it stands `pad_token_id`, or the first eos_token_id where there is no padding token. "config"
+    takes the id of the model's configuration.
 
     Returns int64 [B, T + N]: the prompts and N new tokens, where N <= max_new_tokens is the length
     of the longest continuation (generation stops when all rows have ended).
@@ -63,6 +64,7 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            suppress_tokens=suppress_tokens,
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
         )
@@ -80,6 +82,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    suppress_tokens: Sequence[int] = (),
     eos_token_id: int | Sequence[int] | FromConfig | None = "config",
     pad_token_id: int | FromConfig | None = "config",
 ) -> Iterator[Tensor]:
@@ -93,7 +96,9 @@ def stream(
     _check_length(input_ids, attention_mask, max_new_tokens, config.max_position_embeddings)
     eos_ids = _eos_ids(eos_token_id, config)
     pad_id = _pad_id(pad_token_id, eos_ids, config)
-    options = SamplingOptions(temperature, top_k, top_p, seed)
+    for token in suppress_tokens:
+        _check_id("suppress_tokens", token, config.vocab_size)
+    options = SamplingOptions(temperature, top_k, top_p, seed, tuple(suppress_tokens))
     sampler = Sampler(options, input_ids.shape[0])
     return _steps(model, input_ids.long(), attention_mask, max_new_tokens, sampler, eos_ids, pad_id)
 

@@ -1,6 +1,6 @@
 """Choosing the next token: greedy, temperature, top-k, top-p, with one random stream per row.
 
-Filters apply in this order: temperature, then top-k, then top-p over what top-k left,
+Filters apply in this order: suppressed tokens, temperature, top-k, top-p over what top-k left,
 renormalised. Probabilities are FP32.
 
 A row draws one uniform number per step from its own generator, on the CPU whatever the model's
@@ -30,13 +30,14 @@ class SamplingOptions:
     most probable tokens (the lower id among equals). top_p: keep the fewest most probable tokens
     that together reach this probability, in (0, 1]. None switches a filter off. seed: row b draws
     from its own stream of seed + b, the same as alone with that seed; None takes a fresh seed from
-    torch's global CPU generator.
+    torch's global CPU generator. suppress_tokens: ids that are never chosen.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -68,9 +69,15 @@ class Sampler:
     def choose(self, logits: Tensor) -> Tensor:
         """logits [B, vocab_size] of any float type -> token ids, int64 [B].
 
-        Raises InputError when a row holds NaN or +inf, or nothing but -inf.
+        Raises InputError when a row holds NaN or +inf, or nothing but -inf, or when all that it
+        allows is suppressed.
         """
         check_logits(logits)
+        if self.options.suppress_tokens:
+            suppressed = torch.tensor(self.options.suppress_tokens, device=logits.device)
+            logits = logits.index_fill(-1, suppressed, float("-inf"))
+            if (logits.amax(dim=-1) == float("-inf")).any():
+                raise InputError("suppress_tokens leaves a row without any token to choose")
         if self.options.temperature == 0:
             return logits.argmax(dim=-1)
         probability = probabilities(

@@ -75,8 +75,9 @@ class Tokenizer:
     vocab_size: one more than the highest id.
     bos_id, eos_id, pad_id: int; bos_id and pad_id are None where the tokenizer has none.
     fim_begin_id, fim_hole_id, fim_end_id: int, or None where the tokenizer cannot mark holes.
+    control_ids: the ids of control tokens (bos, eos, fim and so on), which are no text.
     byte_counts: int64 [vocab_size], the bytes of text that each id stands for; 0 for control
-    tokens (bos, eos and so on).
+    tokens.
 
     Raises InputError, naming `origin`, for what is no byte-level tokenizer.
     """
@@ -106,14 +107,14 @@ class Tokenizer:
 
         roles = {self.bos_id, self.eos_id, self.pad_id}
         roles |= {self.fim_begin_id, self.fim_hole_id, self.fim_end_id}
-        self._control = control | {number for number in roles if number is not None}
+        self.control_ids = frozenset(control | {each for each in roles if each is not None})
         self._bytes = [UNKNOWN] * self.vocab_size
         for number, token in vocabulary.items():
             self._bytes[number] = _bytes_of(token)
         for number, token in added.items():
             self._bytes[number] = token.encode()
         self.byte_counts = np.fromiter(map(len, self._bytes), np.int64, self.vocab_size)
-        self.byte_counts[sorted(self._control)] = 0
+        self.byte_counts[sorted(self.control_ids)] = 0
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. What looks like a control token is text like any other."""
@@ -150,7 +151,7 @@ class Tokenizer:
         # Truncation and padding are somebody's settings for batches, not part of the language.
         definition |= {"truncation": None, "padding": None}
         for added in definition.get("added_tokens", []):
-            added["special"] = added["id"] in self._control
+            added["special"] = added["id"] in self.control_ids
         try:
             library = tokenizers.Tokenizer.from_str(json.dumps(definition))
         except Exception as error:  # the library raises nothing more precise

@@ -232,6 +232,7 @@ class Trainer:
             temperature=SAMPLE_TEMPERATURE,
             top_p=SAMPLE_TOP_P,
             seed=self.config.seed + self.step,
+            suppress_tokens=sorted(self.tokenizer.control_ids - {self.tokenizer.eos_id}),
         )[0].tolist()
         return self.tokenizer.decode(prompt), self.tokenizer.decode(tokens[len(prompt) :])
 
