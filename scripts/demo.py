@@ -32,7 +32,7 @@ SKIPPED = {
     "pydoc_data",
 }
 
-PROMPT = "def main(argv):\n"
+PROMPT = "    def __init__(self, name"
 HOLE = ("def read(self, size):\n    ", "\n    return data\n")
 
 
@@ -87,7 +87,7 @@ def abyssal(*arguments: object) -> None:
 
 
 def sampling(tokens: int) -> list[str]:
-    return ["--max-new-tokens", str(tokens), "--temperature", "0.6", "--seed", "1"]
+    return ["--max-new-tokens", str(tokens), "--temperature", "0.5", "--seed", "1"]
 
 
 def headline(text: str) -> None:
