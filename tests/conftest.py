@@ -6,6 +6,7 @@ import pytest
 
 BACKENDS = [
     pytest.param("reference"),
+    pytest.param("emulator"),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
@@ -32,6 +33,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of each backend in turn. One that is absent here is skipped, with the reason."""
+    if request.param == "emulator":
+        from abyssal import runtime
+
+        reason = runtime.why_not_emulator()
+        if reason is not None:
+            pytest.skip(reason)
     return request.param
 
 

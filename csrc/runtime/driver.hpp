@@ -27,6 +27,7 @@ namespace abyssal {
   X(cuDeviceGetName)                \
   X(cuDevicePrimaryCtxRetain)       \
   X(cuDriverGetVersion)             \
+  X(cuFuncSetAttribute)             \
   X(cuGetErrorName)                 \
   X(cuGetErrorString)               \
   X(cuInit)                         \
@@ -35,6 +36,7 @@ namespace abyssal {
   X(cuLaunchKernelEx)               \
   X(cuLibraryGetKernel)             \
   X(cuLibraryLoadData)              \
+  X(cuTensorMapEncodeTiled)         \
   X(cuThreadExchangeStreamCaptureMode)
 
 // Memory that a kernel may touch, and how. A device that checks accesses needs to know.
@@ -49,6 +51,9 @@ struct Driver {
 #define X(function) decltype(&::function) function = nullptr;
   ABYSSAL_DRIVER_FUNCTIONS(X)
 #undef X
+  // What cuLibraryLoadData takes: NVIDIA's driver our cubins, the emulator their PTX.
+  enum class Image { cubin, ptx };
+  Image image = Image::cubin;
   // Told the buffers of the launch that follows; null where nobody listens.
   void (*declare_buffers)(std::span<const Buffer>) = nullptr;
 

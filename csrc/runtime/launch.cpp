@@ -48,21 +48,37 @@ void check_params_size(const Driver& driver, CUkernel kernel, const EntryPoint& 
 // Images are loaded once for each driver table, kernels once for each device, under one lock.
 class LoadedKernels {
  public:
-  CUfunction get(const Stream& stream, const EntryPoint& kernel) {
+  // `shared_bytes`: dynamic shared memory that a launch will ask for.
+  CUfunction get(const Stream& stream, const EntryPoint& kernel, unsigned int shared_bytes = 0) {
     std::lock_guard lock(mutex_);
     auto [entry, is_new] = functions_.try_emplace({&stream.driver, stream.device, kernel.name});
+    Function& function = entry->second;
     if (is_new) {
       try {
-        entry->second = load(stream.driver, kernel);
+        function.handle = load(stream.driver, kernel);
       } catch (...) {
         functions_.erase(entry);
         throw;
       }
     }
-    return entry->second;
+    if (shared_bytes > function.shared_bytes) {
+      stream.driver.check(
+          stream.driver.cuFuncSetAttribute(function.handle,
+                                           CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                           static_cast<int>(shared_bytes)),
+          "giving " + std::to_string(shared_bytes) + " bytes of shared memory to " + kernel.name);
+      function.shared_bytes = shared_bytes;
+    }
+    return function.handle;
   }
 
  private:
+  struct Function {
+    CUfunction handle = nullptr;
+    // What a kernel may have without asking.
+    unsigned int shared_bytes = 48 * 1024;
+  };
+
   CUfunction load(const Driver& driver, const EntryPoint& kernel) {
     RelaxedCapture relaxed(driver);
     CUkernel handle = nullptr;
@@ -79,15 +95,16 @@ class LoadedKernels {
     auto found = libraries_.find({&driver, image});
     if (found != libraries_.end()) return found->second;
     CUlibrary loaded = nullptr;
-    const void* cubin = find_image(image).cubin.begin;
-    driver.check(driver.cuLibraryLoadData(&loaded, cubin, nullptr, nullptr, 0, nullptr, nullptr, 0),
+    const KernelImage& files = find_image(image);
+    const char* data = driver.image == Driver::Image::ptx ? files.ptx.begin : files.cubin.begin;
+    driver.check(driver.cuLibraryLoadData(&loaded, data, nullptr, nullptr, 0, nullptr, nullptr, 0),
                  "loading the kernel image " + std::string(image));
     return libraries_[{&driver, image}] = loaded;
   }
 
   std::mutex mutex_;
   std::map<std::pair<const Driver*, std::string_view>, CUlibrary> libraries_;
-  std::map<std::tuple<const Driver*, int, std::string_view>, CUfunction> functions_;
+  std::map<std::tuple<const Driver*, int, std::string_view>, Function> functions_;
 };
 
 // Never destroyed: at exit, the driver may be gone before static objects are.
@@ -107,7 +124,7 @@ void launch(const Stream& stream, const EntryPoint& kernel, const Grid& grid, co
             std::initializer_list<Buffer> buffers) {
   const Driver& driver = stream.driver;
   CurrentDevice current(driver, stream.device);
-  CUfunction function = loaded_kernels().get(stream, kernel);
+  CUfunction function = loaded_kernels().get(stream, kernel, grid.shared_bytes);
   if (driver.declare_buffers != nullptr) {
     driver.declare_buffers({buffers.begin(), buffers.size()});
   }
@@ -116,7 +133,20 @@ void launch(const Stream& stream, const EntryPoint& kernel, const Grid& grid, co
   config.gridDimY = config.gridDimZ = 1;
   config.blockDimX = grid.threads_per_block;
   config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = grid.shared_bytes;
   config.hStream = stream.handle;
+  CUlaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (grid.blocks_per_cluster > 1) {
+    CUlaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute.value.clusterDim = {grid.blocks_per_cluster, 1, 1};
+  }
+  if (grid.overlaps_previous) {
+    CUlaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+  }
   void* arguments[] = {const_cast<void*>(params)};
   driver.check(driver.cuLaunchKernelEx(&config, function, arguments, nullptr),
                "launching " + std::string(kernel.name));

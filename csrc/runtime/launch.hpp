@@ -27,6 +27,11 @@ struct Kernel : EntryPoint {
 struct Grid {
   unsigned int blocks;
   unsigned int threads_per_block;
+  unsigned int shared_bytes = 0;        // dynamic, of each block
+  unsigned int blocks_per_cluster = 1;  // `blocks` must be a multiple
+  // Programmatic dependent launch: blocks may begin before the kernel ahead of it in the stream
+  // has ended, and must wait for it (griddepcontrol.wait) before they read what it writes.
+  bool overlaps_previous = false;
 };
 
 // Loads the kernel's image into the process, and the kernel on the stream's device: what the first

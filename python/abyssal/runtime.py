@@ -48,6 +48,17 @@ def why_not_cuda(device_index: int | None = None) -> str | None:
     return None
 
 
+def why_not_emulator() -> str | None:
+    """Why kernels cannot run on the emulator, in one sentence; None if they can."""
+    try:
+        built = extension()
+    except ExtensionMissing as error:
+        return str(error)
+    if built.kernels_absent:
+        return f"this build has no kernels: {built.kernels_absent}"
+    return None
+
+
 def report() -> dict[str, Any]:
     """What `abyssal env` prints. It uses the driver, but no memory of a GPU.
 
@@ -92,7 +103,7 @@ def _version(number: int) -> str:
 
 
 def _backends() -> dict[str, str | None]:
-    return {"reference": None, "cuda": why_not_cuda()}
+    return {"reference": None, "cuda": why_not_cuda(), "emulator": why_not_emulator()}
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def test_the_block_ends_with_an_exception():
 
 def test_unknown_names():
     with (
-        pytest.raises(InputError, match="one of reference, cuda, not 'cdua'"),
+        pytest.raises(InputError, match="one of reference, cuda, emulator, not 'cdua'"),
         abyssal.backend("cdua"),
     ):
         pass

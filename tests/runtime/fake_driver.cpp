@@ -105,6 +105,14 @@ int cuKernelGetFunction(void** function, void* kernel) {
                                            std::to_string(capture_mode));
 }
 
+int cuFuncSetAttribute(void*, int attribute, int value) {
+  return answer("cuFuncSetAttribute", std::to_string(attribute) + " " + std::to_string(value));
+}
+int cuTensorMapEncodeTiled(void*, int, unsigned, void*, const uint64_t*, const uint64_t*,
+                           const unsigned*, const unsigned*, int, int, int, int) {
+  return answer("cuTensorMapEncodeTiled");
+}
+
 struct LaunchConfig {
   unsigned grid[3], block[3], shared_bytes;
   uintptr_t stream;

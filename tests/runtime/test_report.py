@@ -48,7 +48,7 @@ def test_a_hopper_machine(machine):
         "the kernels need a GPU of compute capability 9.0 (Hopper), and here is NVIDIA A100 (8.0)"
     )
     report = runtime.report()
-    assert report["backends"] == {"reference": None, "cuda": None}
+    assert report["backends"] == {"reference": None, "cuda": None, "emulator": None}
     assert report["kernels"] == {"built": True, "reason": None, "images": ["quantize_1x128"]}
     assert report["driver"] == {"cuda": "13.0", "needed": "13.0", "reason": None}
 
@@ -79,7 +79,11 @@ def test_no_extension(monkeypatch):
     monkeypatch.setattr(runtime, "extension", missing)
     report = runtime.report()
     assert report["extension"] == {"built": False, "reason": "not built"}
-    assert report["backends"] == {"reference": None, "cuda": "not built"}
+    assert report["backends"] == {
+        "reference": None,
+        "cuda": "not built",
+        "emulator": "not built",
+    }
 
 
 def test_this_machine_has_a_report():

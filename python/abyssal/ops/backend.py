@@ -1,7 +1,8 @@
-"""Which implementation of an op runs: `reference` or `cuda`.
+"""Which implementation of an op runs: `reference`, `cuda` or `emulator`.
 
 reference   plain PyTorch, on any device: the definition of the numerics; CPU tensors' default
 cuda        our kernels, on GPUs of compute capability 9.0; CUDA tensors' default
+emulator    our kernels' PTX, on CPU tensors: slow, and it finds what is wrong with them
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from abyssal import runtime
 from abyssal.errors import InputError
 
-BACKENDS = ("reference", "cuda")
+BACKENDS = ("reference", "cuda", "emulator")
 
 # One for the process: torch.compile cannot trace a context variable. None: the tensor decides.
 _forced: str | None = os.environ.get("ABYSSAL_BACKEND")
@@ -25,7 +27,7 @@ _forced: str | None = os.environ.get("ABYSSAL_BACKEND")
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run the ops in this block on `name`, "reference" or "cuda", whatever their tensors' device.
+    """Run the ops in this block on `name`, whatever their tensors' device: one of BACKENDS.
 
     `ABYSSAL_BACKEND` in the environment does the same from the beginning of a process. The choice
     is the whole process's, all threads included. An op keeps the backend of its forward for its
@@ -47,8 +49,26 @@ def choose_backend(tensor: Tensor) -> str:
     return "cuda" if tensor.is_cuda else "reference"
 
 
-def require_cuda(device: torch.device) -> None:
-    """Raise InputError, with the reason, unless kernels can run on `device`."""
+@dataclass(frozen=True)
+class Target:
+    """Where the compiled launchers send a kernel."""
+
+    device: int  # the GPU's index, or the extension's `emulated_device`
+    stream: int  # the stream's handle
+
+
+def launch_target(backend: str, device: torch.device) -> Target:
+    """Where kernels for tensors on `device` go: their GPU's current stream, or the emulator.
+
+    Raises InputError, with the reason, if `backend` cannot run there.
+    """
+    if backend == "emulator":
+        if device.type != "cpu":
+            raise InputError(f"backend emulator takes CPU tensors, and this one is on {device}")
+        reason = runtime.why_not_emulator()
+        if reason is not None:
+            raise InputError(f"backend emulator cannot run: {reason}")
+        return Target(runtime.extension().emulated_device, 0)
     if device.type != "cuda":
         raise InputError(f"backend cuda takes CUDA tensors, and this one is on {device}")
     reason = _why_not_cuda(device.index)
@@ -57,6 +77,7 @@ def require_cuda(device: torch.device) -> None:
             f"backend cuda cannot run on {device}: {reason}; `with abyssal.backend('reference')` "
             "computes the same in plain PyTorch"
         )
+    return Target(device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
 def _checked(name: str, source: str) -> str:

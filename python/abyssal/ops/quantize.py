@@ -9,7 +9,7 @@ from torch import Tensor
 
 from abyssal import runtime
 from abyssal.errors import InputError
-from abyssal.ops.backend import choose_backend, require_cuda
+from abyssal.ops.backend import choose_backend, launch_target
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.registration import define
 from abyssal.reference import quantize as reference
@@ -134,11 +134,11 @@ def _into(
         data.copy_(result[0])
         scale.copy_(result[1])
         return
-    require_cuda(x.device)
+    target = launch_target(backend, x.device)
     rows, columns = x.shape
     runtime.extension().quantize_1x128(
-        x.device.index,
-        torch.cuda.current_stream(x.device).cuda_stream,
+        target.device,
+        target.stream,
         x.data_ptr(),
         x.dtype == torch.bfloat16,
         data.data_ptr(),

@@ -1,0 +1,204 @@
+#include "emulator/bindings.hpp"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "emulator/device.hpp"
+#include "emulator/driver.hpp"
+#include "emulator/tensor_map.hpp"
+
+namespace py = pybind11;
+
+namespace abyssal::emulator {
+namespace {
+
+using Triple = std::array<uint32_t, 3>;
+using BufferTuple = std::tuple<uint64_t, uint64_t, std::string>;  // address, bytes, role
+
+Extent extent(const Triple& triple) { return {triple[0], triple[1], triple[2]}; }
+
+const char* name_of(FaultKind kind) {
+  switch (kind) {
+    case FaultKind::unsupported:
+      return "unsupported";
+    case FaultKind::out_of_bounds:
+      return "out_of_bounds";
+    case FaultKind::misaligned:
+      return "misaligned";
+    case FaultKind::read_only:
+      return "read_only";
+    case FaultKind::diverged:
+      return "diverged";
+    case FaultKind::deadlock:
+      return "deadlock";
+    case FaultKind::invalid:
+      return "invalid";
+    case FaultKind::trap:
+      return "trap";
+  }
+  return "";
+}
+
+Policy policy_of(const std::string& name) {
+  if (name == "early") return Policy::early;
+  if (name == "late") return Policy::late;
+  if (name == "random") return Policy::random;
+  throw std::invalid_argument("policy must be 'early', 'late' or 'random', not '" + name + "'");
+}
+
+Buffer::Role role_of(const std::string& name) {
+  if (name == "in") return Buffer::Role::in;
+  if (name == "out") return Buffer::Role::out;
+  if (name == "inout") return Buffer::Role::inout;
+  throw std::invalid_argument("a buffer's role must be 'in', 'out' or 'inout', not '" + name + "'");
+}
+
+void check_signals() {
+  py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// name -> [(parameter's name, offset, bytes, is a float)]
+py::dict kernels(const LoadedModule& module) {
+  py::dict result;
+  for (const ptx::Kernel& kernel : module.syntax().kernels) {
+    py::list params;
+    for (int i = 0; i < kernel.num_params; ++i) {
+      const ptx::Variable& param = kernel.variables[i];
+      params.append(py::make_tuple(param.name, param.offset, param.bytes, param.is_floating));
+    }
+    result[py::str(kernel.name)] = params;
+  }
+  return result;
+}
+
+// (file, line) -> (instructions that warps ran, that threads ran), inlined code under its own line.
+py::dict lines(const Grid& grid) {
+  const Program& program = *grid.description.program;
+  std::map<std::pair<std::string, int>, std::array<uint64_t, 2>> counts;
+  for (size_t pc = 0; pc < program.kernel->instructions.size(); ++pc) {
+    const int location = program.kernel->instructions[pc].location;
+    if (location < 0) continue;
+    const ptx::Location& place = program.module->locations[location];
+    const bool is_known = static_cast<size_t>(place.file) < program.module->files.size();
+    auto& count = counts[{is_known ? program.module->files[place.file] : "", place.line}];
+    count[0] += grid.executions[2 * pc];
+    count[1] += grid.executions[2 * pc + 1];
+  }
+  py::dict result;
+  for (const auto& [place, count] : counts) {
+    result[py::make_tuple(place.first, place.second)] = py::make_tuple(count[0], count[1]);
+  }
+  return result;
+}
+
+struct PyLaunch {
+  std::shared_ptr<LoadedModule> module;
+  std::string kernel;
+  Triple grid, threads;
+  std::optional<Triple> cluster;
+  uint32_t shared_bytes;
+  std::string params;
+  std::vector<BufferTuple> buffers;
+};
+
+LaunchDescription describe(const PyLaunch& launch) {
+  LaunchArguments arguments;
+  arguments.grid = extent(launch.grid);
+  arguments.threads = extent(launch.threads);
+  arguments.has_cluster = launch.cluster.has_value();
+  if (launch.cluster) arguments.cluster = extent(*launch.cluster);
+  arguments.dynamic_shared_bytes = launch.shared_bytes;
+  const auto* params = reinterpret_cast<const std::byte*>(launch.params.data());
+  arguments.params.assign(params, params + launch.params.size());
+  for (const auto& [address, bytes, role] : launch.buffers) {
+    arguments.buffers.push_back({address, bytes, role_of(role)});
+  }
+  return describe_launch(*launch.module, launch.kernel, std::move(arguments));
+}
+
+// Runs the launches of each stream. Returns (what printf said, [lines of each launch]).
+py::tuple run(uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict,
+              const std::vector<std::vector<PyLaunch>>& streams) {
+  Machine machine({num_sms, policy_of(policy), seed, strict});
+  std::vector<std::vector<LaunchDescription>> described;
+  for (const auto& stream : streams) {
+    auto& launches = described.emplace_back();
+    for (const PyLaunch& launch : stream) launches.push_back(describe(launch));
+  }
+  std::vector<std::unique_ptr<Grid>> grids;
+  {
+    py::gil_scoped_release released;
+    grids = machine.run(std::move(described), check_signals);
+  }
+  py::list all_lines;
+  for (const auto& grid : grids) all_lines.append(lines(*grid));
+  return py::make_tuple(machine.printed(), all_lines);
+}
+
+py::bytes encode_tensor_map(int type, uint64_t address, const std::vector<uint64_t>& extents,
+                            const std::vector<uint64_t>& strides, const std::vector<uint32_t>& box,
+                            const std::vector<uint32_t>& element_strides, int swizzle,
+                            bool fills_with_nan) {
+  const size_t rank = extents.size();
+  if (box.size() != rank || element_strides.size() != rank || strides.size() + 1 != rank) {
+    throw std::invalid_argument("extents, strides, box and element strides must fit together");
+  }
+  alignas(64) CUtensorMap map;
+  std::string reason;
+  const CUresult result =
+      encode_tiled(&map, static_cast<CUtensorMapDataType>(type), static_cast<cuuint32_t>(rank),
+                   reinterpret_cast<void*>(address), extents.data(), strides.data(), box.data(),
+                   element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   static_cast<CUtensorMapSwizzle>(swizzle), CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                   fills_with_nan ? CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA
+                                  : CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                   reason);
+  if (result != CUDA_SUCCESS) throw std::invalid_argument(reason);
+  return py::bytes(reinterpret_cast<const char*>(&map), sizeof(map));
+}
+
+}  // namespace
+
+void bind(py::module_& extension) {
+  py::module_ module = extension.def_submodule("emulator", "PTX on a CPU.");
+  static py::object error = py::reinterpret_steal<py::object>(
+      PyErr_NewException("abyssal.emulator.EmulatorError", PyExc_RuntimeError, nullptr));
+  module.attr("EmulatorError") = error;
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const EmulatorError& raised) {
+      py::object instance = error(raised.what());
+      instance.attr("kind") = name_of(raised.kind);
+      PyErr_SetObject(error.ptr(), instance.ptr());
+    } catch (const ptx::PtxError& raised) {
+      py::object instance = error(raised.what());
+      instance.attr("kind") = name_of(FaultKind::unsupported);
+      PyErr_SetObject(error.ptr(), instance.ptr());
+    }
+  });
+  py::class_<LoadedModule, std::shared_ptr<LoadedModule>>(module, "Module")
+      .def(py::init<std::string>(), py::arg("text"), py::call_guard<py::gil_scoped_release>())
+      .def("kernels", &kernels);
+  py::class_<PyLaunch>(module, "Launch")
+      .def(py::init([](std::shared_ptr<LoadedModule> loaded, std::string kernel, Triple grid,
+                       Triple threads, std::optional<Triple> cluster, uint32_t shared_bytes,
+                       const py::bytes& params, std::vector<BufferTuple> buffers) {
+        return PyLaunch{
+            std::move(loaded),   std::move(kernel), grid, threads, cluster, shared_bytes,
+            std::string(params), std::move(buffers)};
+      }));
+  module.def("run", &run);
+  module.def("set_driver_options",
+             [](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict) {
+               set_driver_options({num_sms, policy_of(policy), seed, strict});
+             });
+  module.def("encode_tensor_map", &encode_tensor_map);
+}
+
+}  // namespace abyssal::emulator

@@ -1,0 +1,18 @@
+// The driver table, filled by the emulator: the host code that launches kernels on a GPU launches
+// them here.
+//
+// There is one device. Its memory is the host's; launches run to their end before the call
+// returns. What a kernel does wrong is thrown as EmulatorError.
+#pragma once
+
+#include "emulator/machine.hpp"
+#include "runtime/driver.hpp"
+
+namespace abyssal::emulator {
+
+const Driver& emulated_driver();
+
+// For the launches that follow, of all threads.
+void set_driver_options(const Options& options);
+
+}  // namespace abyssal::emulator

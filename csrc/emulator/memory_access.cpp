@@ -1,0 +1,64 @@
+#include "emulator/memory_access.hpp"
+
+#include <string>
+
+#include "emulator/block.hpp"
+
+namespace abyssal::emulator {
+namespace {
+
+std::byte* locate_param(Warp& warp, int lane, const Access& access, uint64_t address,
+                        uint32_t bytes) {
+  const std::vector<std::byte>& params = warp.block().grid().description.params;
+  if (access.kind != AccessKind::read) {
+    throw Fault(FaultKind::read_only, "a write to a parameter of the kernel", lane);
+  }
+  if (address > params.size() || bytes > params.size() - address) {
+    throw Fault(FaultKind::out_of_bounds,
+                std::to_string(bytes) + " bytes at " + std::to_string(address) + " of the " +
+                    std::to_string(params.size()) + " bytes of parameters",
+                lane);
+  }
+  // Parameters are constant: the cast serves the one return type.
+  return const_cast<std::byte*>(params.data()) + address;
+}
+
+}  // namespace
+
+Located resolve_generic(uint64_t address) {
+  if (is_in_window(address, kSharedWindow)) return {Space::shared, address - kSharedWindow};
+  if (is_in_window(address, kLocalWindow)) return {Space::local, address - kLocalWindow};
+  if (is_in_window(address, kParamWindow)) return {Space::param, address - kParamWindow};
+  return {Space::global, address};
+}
+
+std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes) {
+  Space space = access.space;
+  if (space == Space::generic) {
+    const Located found = resolve_generic(address);
+    space = found.space;
+    address = found.address;
+  }
+  if (address % bytes != 0) {
+    throw Fault(FaultKind::misaligned,
+                "an access of " + std::to_string(bytes) + " bytes at " + hex(address) +
+                    ", which is no multiple of it",
+                lane);
+  }
+  Block& block = warp.block();
+  switch (space) {
+    case Space::shared:
+      return block.shared(address, bytes, lane);
+    case Space::local:
+      return block.local(static_cast<uint32_t>(warp.index() * kLanes + lane), address, bytes, lane);
+    case Space::param:
+      return locate_param(warp, lane, access, address, bytes);
+    case Space::constant:
+    case Space::global:
+    case Space::generic:
+      break;
+  }
+  return block.grid().memory.find(address, bytes, access.kind != AccessKind::read, lane);
+}
+
+}  // namespace abyssal::emulator

@@ -1,0 +1,44 @@
+// Warpgroups: four warps that multiply matrices together (wgmma, PTX ISA 9.7.15).
+//
+// A product belongs to the warpgroup: it begins when all four warps have issued it, completes for
+// all four at once, and products complete in order. Each warp commits and waits for itself.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "emulator/warp.hpp"
+
+namespace abyssal::emulator {
+
+inline constexpr int kWarpsOfGroup = 4;
+
+// What one `wgmma.mma_async` was told, the same by all four warps.
+struct Product {
+  const Instruction* instruction = nullptr;
+  int pc = 0;
+  uint64_t a_descriptor = 0;
+  uint64_t b_descriptor = 0;
+  bool accumulates = false;
+  int issued = 0;  // warps
+
+  bool operator==(const Product&) const = default;
+};
+
+struct Warpgroup {
+  std::array<Warp*, kWarpsOfGroup> warps = {};
+  std::deque<Product> products;  // not performed yet
+  uint64_t performed = 0;        // products that are done, since the beginning
+  Event progress;
+
+  struct Member {
+    uint64_t issued = 0;           // products
+    std::deque<uint64_t> commits;  // `issued` at each commit that may still be waited for
+  };
+  std::array<Member, kWarpsOfGroup> members;
+};
+
+}  // namespace abyssal::emulator

@@ -1,0 +1,20 @@
+"""Run Hopper kernels on a CPU: the PTX that nvcc wrote, executed instruction by instruction.
+
+    device = emulator.Device()
+    module = device.load_ptx(open("kernel.ptx").read())
+    module.launch("scale", grid=4, block=256, args=[x, emulator.Out(y), 3.0])
+
+See docs/emulator.md.
+"""
+
+from abyssal.emulator.device import (
+    Device,
+    EmulatorError,
+    In,
+    InOut,
+    Module,
+    Out,
+    TensorMap,
+)
+
+__all__ = ["Device", "EmulatorError", "In", "InOut", "Module", "Out", "TensorMap"]
