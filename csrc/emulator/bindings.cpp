@@ -194,6 +194,7 @@ void bind(py::module_& extension) {
             std::string(params), std::move(buffers)};
       }));
   module.def("run", &run);
+  bind_tensor_core(module);
   module.def("set_driver_options",
              [](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict) {
                set_driver_options({num_sms, policy_of(policy), seed, strict});

@@ -16,5 +16,6 @@ from abyssal.emulator.device import (
     Out,
     TensorMap,
 )
+from abyssal.emulator.tensor_core import tensor_core
 
-__all__ = ["Device", "EmulatorError", "In", "InOut", "Module", "Out", "TensorMap"]
+__all__ = ["Device", "EmulatorError", "In", "InOut", "Module", "Out", "TensorMap", "tensor_core"]

@@ -1,0 +1,57 @@
+// What the dispatcher hands to the code that is compiled once for each instruction set: one row of
+// an instruction's outputs, its operands decoded, without NaN and infinity.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace abyssal::emulator::tensor_core {
+
+// Rows of decoded operands are padded to this many columns, a multiple of every path's step.
+inline constexpr int kColumnStep = 64;
+
+// The "exponent" of zero: two of them add up to less than any product's, and still fit the type.
+template <typename Exponent>
+inline constexpr Exponent kExponentOfZero = sizeof(Exponent) == 1 ? -64 : -1024;
+
+// No product that is computed in FP32 has a smaller exponent; its lowest bit, and its value times
+// any power of two that alignment needs, are normal numbers.
+inline constexpr int kSmallestFloatProduct = -100;
+inline constexpr int kLargestFloatProduct = 120;
+
+struct Rounding {
+  int fraction_bits;      // F: what alignment keeps of a term
+  int smallest_exponent;  // alignment goes no lower
+  int output_bits;        // fraction bits of the result
+  int output_exponent;    // of the smallest normal result
+  bool nearest;           // to nearest even instead of toward zero
+};
+
+// Real holds a factor's value and an aligned product exactly; Exponent the sum of two exponents.
+template <typename Real, typename Exponent>
+struct Row {
+  const Real* a_values;           // [depth]
+  const Exponent* a_exponents;    // [depth]
+  const Real* b_values;           // [depth, pitch]
+  const Exponent* b_exponents;    // [depth, pitch]
+  ptrdiff_t pitch;                // >= columns
+  int depth;                      // products of one output
+  int columns;                    // multiple of kColumnStep
+  const float* c;                 // [columns]
+  const int32_t* c_exponents;     // [columns]
+  float* d;                       // [columns] on the output's grid; FP16's overflow is 2**16
+};
+
+struct Path {
+  void (*small_exponents)(const Row<float, int8_t>&, const Rounding&);
+  void (*float_products)(const Row<float, int16_t>&, const Rounding&);
+  void (*double_products)(const Row<double, int16_t>&, const Rounding&);
+};
+
+extern const Path kPlainPath;
+#if defined(__x86_64__)
+extern const Path kAvx2Path;
+extern const Path kAvx512Path;
+#endif
+
+}  // namespace abyssal::emulator::tensor_core
