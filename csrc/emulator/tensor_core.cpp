@@ -58,6 +58,11 @@ float widen(uint16_t code) { return from_f16(code); }
 void narrow(float value, float& to) { to = value; }
 void narrow(float value, uint16_t& to) { to = to_f16(value); }
 
+template <typename Exponent>
+Exponent exponent_of(const Factor& factor) {
+  return static_cast<Exponent>(factor.value == 0.0f ? kExponentOfZero<Exponent> : factor.exponent);
+}
+
 // Up to kBlock rows of B, transposed: element k of all of them side by side.
 template <typename Real, typename Exponent>
 struct Columns {
@@ -71,19 +76,20 @@ struct Columns {
 
   Columns(const Operand& b) : padded((b.rows + kColumnStep - 1) / kColumnStep * kColumnStep) {
     std::fill_n(finite, kBlock, true);
-    const int depth = depth_of(b.type);
-    for (int k = 0; k < depth; ++k) {
-      Real* const value = values + k * kBlock;
-      Exponent* const exponent = exponents + k * kBlock;
-      for (int c = 0; c < b.rows; ++c) {
-        const Factor factor = decode(b.type, b.row(c), k);
-        value[c] = factor.value;
-        exponent[c] = factor.value == 0.0f ? kExponentOfZero<Exponent> : factor.exponent;
-        finite[c] = finite[c] and factor.finite;
+    with_decoder(b.type, [&](auto decode) {
+      for (int k = 0; k < depth_of(b.type); ++k) {
+        Real* const value = values + k * kBlock;
+        Exponent* const exponent = exponents + k * kBlock;
+        for (int c = 0; c < b.rows; ++c) {
+          const Factor factor = decode(b.row(c), k);
+          value[c] = factor.value;
+          exponent[c] = exponent_of<Exponent>(factor);
+          finite[c] = finite[c] and factor.finite;
+        }
+        std::fill(value + b.rows, value + padded, Real{0});
+        std::fill(exponent + b.rows, exponent + padded, exponent_of<Exponent>({}));
       }
-      std::fill(value + b.rows, value + padded, Real{0});
-      std::fill(exponent + b.rows, exponent + padded, kExponentOfZero<Exponent>);
-    }
+    });
     for (int c = 0; c < b.rows; ++c) all_finite = all_finite and finite[c];
   }
 };
@@ -91,28 +97,26 @@ struct Columns {
 // One row of C on its way in, and of D on its way out.
 struct AccumulatorRow {
   alignas(64) float c[kBlock] = {};
-  alignas(64) int32_t c_exponents[kBlock];
   alignas(64) float d[kBlock];
-  bool all_finite;
 
   template <typename Element>
-  void load(const Accumulators<Element>& from, int row, int columns, int smallest_exponent) {
-    uint32_t largest_field = 0;
-    for (int i = 0; i < columns; ++i) {
-      const float value = widen(from.at(row, i));
-      const uint32_t magnitude = std::bit_cast<uint32_t>(value) & 0x7fffffff;
-      const uint32_t field = magnitude >> 23;
-      largest_field = std::max(largest_field, field);
-      const int exponent = std::max(static_cast<int>(field) - 127, smallest_exponent);
-      c[i] = field == 0xff ? 0.0f : value;
-      c_exponents[i] = magnitude == 0 or field == 0xff ? kExponentOfZero<int32_t> : exponent;
+  void load(const Accumulators<Element>& from, int row, int columns) {
+    if (from.column_step == 1) {
+      const Element* const elements = &from.at(row, 0);
+      for (int i = 0; i < columns; ++i) c[i] = widen(elements[i]);
+    } else {
+      for (int i = 0; i < columns; ++i) c[i] = widen(from.at(row, i));
     }
-    all_finite = largest_field != 0xff;
   }
 
-  void clear() {
-    std::fill_n(c_exponents, kBlock, kExponentOfZero<int32_t>);
-    all_finite = true;
+  template <typename Element>
+  void store(const Accumulators<Element>& to, int row, int columns) const {
+    if (to.column_step == 1) {
+      Element* const elements = &to.at(row, 0);
+      for (int i = 0; i < columns; ++i) narrow(d[i], elements[i]);
+    } else {
+      for (int i = 0; i < columns; ++i) narrow(d[i], to.at(row, i));
+    }
   }
 };
 
@@ -135,41 +139,46 @@ float special_result(const Operand& a, int row, const Operand& b, int column, fl
   return positive ? infinity : -infinity;
 }
 
+// The row of A that the columns of B are multiplied with.
+template <typename Real, typename Exponent>
+struct Factors {
+  Real values[kTensorCoreRowBytes];
+  Exponent exponents[kTensorCoreRowBytes];
+  bool finite = true;
+
+  Factors(const Operand& a, int row) {
+    with_decoder(a.type, [&](auto decode) {
+      for (int k = 0; k < depth_of(a.type); ++k) {
+        const Factor factor = decode(a.row(row), k);
+        values[k] = factor.value;
+        exponents[k] = exponent_of<Exponent>(factor);
+        finite = finite and factor.finite;
+      }
+    });
+  }
+};
+
 template <typename Real, typename Exponent, typename Element>
-void multiply_block(void (*multiply_row)(const Row<Real, Exponent>&, const Rounding&),
-                    const Operand& a, const Operand& b, const Accumulators<Element>& d,
-                    bool accumulate) {
+void multiply_block(MultiplyRow<Real, Exponent> multiply_row, const Operand& a, const Operand& b,
+                    const Accumulators<Element>& d, bool accumulate) {
   const Rounding rounding = rounding_of<Element>(a.type);
-  const int depth = depth_of(a.type);
   const Columns<Real, Exponent> columns(b);
   AccumulatorRow accumulators;
-  accumulators.clear();
   for (int r = 0; r < a.rows; ++r) {
-    Real a_values[kTensorCoreRowBytes];
-    Exponent a_exponents[kTensorCoreRowBytes];
-    bool a_finite = true;
-    for (int k = 0; k < depth; ++k) {
-      const Factor factor = decode(a.type, a.row(r), k);
-      a_values[k] = factor.value;
-      a_exponents[k] = factor.value == 0.0f ? kExponentOfZero<Exponent> : factor.exponent;
-      a_finite = a_finite and factor.finite;
-    }
-    if (accumulate) accumulators.load(d, r, b.rows, rounding.output_exponent);
-    multiply_row({a_values, a_exponents, columns.values, columns.exponents, kBlock, depth,
-                  columns.padded, accumulators.c, accumulators.c_exponents, accumulators.d},
-                 rounding);
-    const bool all_finite = a_finite and columns.all_finite and accumulators.all_finite;
-    for (int c = 0; c < b.rows; ++c) {
-      Element& element = d.at(r, c);
-      float result = accumulators.d[c];
-      if (!all_finite) {
-        const float given = accumulate ? widen(element) : 0.0f;
-        if (!(a_finite and columns.finite[c] and std::isfinite(given))) {
-          result = special_result(a, r, b, c, given);
-        }
+    const Factors<Real, Exponent> factors(a, r);
+    if (accumulate) accumulators.load(d, r, b.rows);
+    const bool c_finite = multiply_row(
+        {factors.values, factors.exponents, columns.values, columns.exponents, kBlock,
+         depth_of(a.type), columns.padded, accumulators.c, accumulators.d},
+        rounding);
+    if (!(c_finite and factors.finite and columns.all_finite)) {
+      for (int c = 0; c < b.rows; ++c) {
+        const float given = accumulators.c[c];
+        if (factors.finite and columns.finite[c] and std::isfinite(given)) continue;
+        accumulators.d[c] = special_result(a, r, b, c, given);
       }
-      narrow(result, element);
     }
+    accumulators.store(d, r, b.rows);
   }
 }
 
@@ -231,6 +240,7 @@ template <typename Element>
 void multiply(Operand a, Operand b, Accumulators<Element> d, bool accumulate,
               TensorCorePath path_name) {
   const Path& path = path_of(path_name);
+  if (a.rows == 0 or b.rows == 0) return;
   // Columns are what vectors hold: a narrow D is computed as its transpose.
   if (b.rows < kColumnStep and b.rows < a.rows) {
     std::swap(a, b);

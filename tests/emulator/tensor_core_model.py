@@ -67,8 +67,9 @@ def decode(format_: Format, code: int) -> Number | str:
         if fraction == 2**format_.fraction_bits - 1:
             return NAN
     exponent = max(field, 1) - format_.bias
-    significand = fraction + (2**format_.fraction_bits if field else 0)
-    return Number(-significand if negative else significand, exponent - format_.fraction_bits, exponent)
+    magnitude = fraction + (2**format_.fraction_bits if field else 0)
+    unit = exponent - format_.fraction_bits
+    return Number(-magnitude if negative else magnitude, unit, exponent)
 
 
 def multiply(x: Number | str, y: Number | str) -> Number | str:

@@ -61,7 +61,7 @@ int max(int a, int b) { return a > b ? a : b; }
 template <typename Real>
 constexpr int kStep = 4 * VectorOf<Real>::kLanes;
 
-// largest[c] = the largest exponent of a non-zero product of column c, or less than any.
+// largest[c] = the largest exponent of a non-zero product of column c, or kNoExponent.
 template <typename Real, typename Exponent>
 void find_largest_exponents(const Row<Real, Exponent>& row, int column, int32_t* largest) {
   constexpr int kLanes = VectorOf<Exponent>::kLanes;
@@ -77,7 +77,9 @@ void find_largest_exponents(const Row<Real, Exponent>& row, int column, int32_t*
     }
     store(found + v * kLanes, most);
   }
-  for (int c = 0; c < kStep<Real>; ++c) largest[c] = found[c];
+  for (int c = 0; c < kStep<Real>; ++c) {
+    largest[c] = found[c] < kSmallestProduct<Exponent> ? kNoExponent : found[c];
+  }
 }
 
 // sums[c] = the sum of aligned products of column c, in units of 2**(largest[c] - fraction_bits).
@@ -107,61 +109,90 @@ void add_products(const Row<Real, Exponent>& row, int column, const int32_t* lar
   __builtin_memcpy(sums, all, sizeof(all));
 }
 
-// The nearest number, ties to even, of `bits` fraction bits and at least the smallest exponent.
+// The finite numbers of C, and what alignment sees of them. Returns whether all are finite.
+bool take_c(const float* c, int columns, const Rounding& rounding, float* finite_c,
+            int32_t* largest) {
+  const int smallest_exponent = rounding.output_exponent;
+  int32_t largest_field = 0;
+  for (int i = 0; i < columns; ++i) {
+    const int32_t magnitude = bit_cast<int32_t>(c[i]) & 0x7fffffff;
+    const int32_t field = magnitude >> 23;
+    largest_field = max(largest_field, field);
+    finite_c[i] = field == 0xff ? 0.0f : c[i];
+    const int32_t exponent = max(field - 127, smallest_exponent);
+    largest[i] = max(largest[i], magnitude == 0 ? kNoExponent : exponent);
+    largest[i] = max(largest[i], rounding.smallest_exponent);
+  }
+  return largest_field != 0xff;
+}
+
+enum class Result { normal, any, nearest };
+
+// Toward zero. A normal result loses the low bits of its significand.
+double round_normal(double x, const Rounding& rounding) {
+  const uint64_t kept = ~uint64_t{0} << (52 - rounding.output_bits);
+  return bit_cast<double>(bit_cast<uint64_t>(x) & kept);
+}
+
+// Toward zero. A subnormal result is a whole number of the smallest one; below, it is -0 or +0.
+double round_any(double x, const Rounding& rounding) {
+  const bool subnormal = __builtin_fabs(x) < power_of_two(rounding.output_exponent);
+  const int units_exponent = rounding.output_bits - rounding.output_exponent;
+  const double units = (subnormal ? x : 0.0) * power_of_two(units_exponent);
+  const double rounded = static_cast<int32_t>(units) * power_of_two(-units_exponent);
+  return subnormal ? rounded : round_normal(x, rounding);
+}
+
+// To nearest, ties to even: beside 1.5 * 2**52 units, there is no room for a fraction of a unit.
 double round_to_nearest(double x, const Rounding& rounding) {
   const int exponent = static_cast<int>(bit_cast<uint64_t>(x) >> 52 & 0x7ff) - 1023;
-  // Adding 1.5 * 2**52 units leaves no room for a fraction of a unit.
-  const double magic = 1.5 * power_of_two(52 + max(exponent, rounding.output_exponent) -
-                                          rounding.output_bits);
+  const int unit = max(exponent, rounding.output_exponent) - rounding.output_bits;
+  const double magic = 1.5 * power_of_two(52 + unit);
   return x + magic - magic;
 }
 
-double round_toward_zero(double x, const Rounding& rounding) {
-  const double smallest_normal = power_of_two(rounding.output_exponent);
-  const bool subnormal = __builtin_fabs(x) < smallest_normal;
-  const uint64_t kept = ~uint64_t{0} << (52 - rounding.output_bits);
-  const double normal_result = bit_cast<double>(bit_cast<uint64_t>(x) & kept);
-  const int units_exponent = rounding.output_bits - rounding.output_exponent;
-  const double units = (subnormal ? x : 0.0) * power_of_two(units_exponent);
-  const double subnormal_result =
-      static_cast<double>(static_cast<int32_t>(units)) * power_of_two(-units_exponent);
-  return subnormal ? subnormal_result : normal_result;
-}
-
 // Adds C, aligned like a product, to the sums, and rounds.
-template <bool kNearest>
+template <Result kResult>
 void add_c_and_round(const int32_t* sums, const int32_t* largest, const float* c, int columns,
                      const Rounding& rounding, float* d) {
   const Rounding r = rounding;
   for (int i = 0; i < columns; ++i) {
     const int unit = largest[i] - r.fraction_bits;
     const int32_t aligned_c = static_cast<int32_t>(c[i] * power_of_two(-unit));
-    // Up to 2**31 each, so their sum is formed in FP64.
+    // Either is below 2**31; their sum may not be.
     const double sum = static_cast<double>(sums[i]) + static_cast<double>(aligned_c);
     const double x = sum * power_of_two(unit);
-    const double result = kNearest ? round_to_nearest(x, r) : round_toward_zero(x, r);
-    // What a negative sum underflows to is -0.
-    const uint64_t sign = bit_cast<uint64_t>(x) & uint64_t{1} << 63;
-    d[i] = static_cast<float>(bit_cast<double>(bit_cast<uint64_t>(result) | sign));
+    if constexpr (kResult == Result::normal) {
+      d[i] = static_cast<float>(round_normal(x, r));
+    } else {
+      const double result = kResult == Result::any ? round_any(x, r) : round_to_nearest(x, r);
+      d[i] = static_cast<float>(__builtin_copysign(result, x));
+    }
   }
 }
 
 template <typename Real, typename Exponent>
-void multiply_row(const Row<Real, Exponent>& row, const Rounding& rounding) {
+bool multiply_row(const Row<Real, Exponent>& row, const Rounding& rounding) {
   constexpr int kColumns = kStep<Real>;
   static_assert(kColumnStep % kColumns == 0);
+  // No sum that is not zero is below 2**(largest exponent - fraction bits).
+  const int surely_normal = rounding.output_exponent + rounding.fraction_bits;
+  bool c_finite = true;
   for (int column = 0; column < row.columns; column += kColumns) {
     int32_t largest[kColumns];
     int32_t sums[kColumns];
+    float c[kColumns];
     find_largest_exponents(row, column, largest);
-    for (int i = 0; i < kColumns; ++i) {
-      largest[i] = max(largest[i], row.c_exponents[column + i]);
-      largest[i] = max(largest[i], rounding.smallest_exponent);
-    }
+    c_finite &= take_c(row.c + column, kColumns, rounding, c, largest);
     add_products(row, column, largest, rounding.fraction_bits, sums);
-    const auto finish = rounding.nearest ? add_c_and_round<true> : add_c_and_round<false>;
-    finish(sums, largest, row.c + column, kColumns, rounding, row.d + column);
+    int32_t smallest = largest[0];
+    for (int i = 0; i < kColumns; ++i) smallest = smallest < largest[i] ? smallest : largest[i];
+    const auto finish = rounding.nearest          ? add_c_and_round<Result::nearest>
+                        : smallest < surely_normal ? add_c_and_round<Result::any>
+                                                   : add_c_and_round<Result::normal>;
+    finish(sums, largest, c, kColumns, rounding, row.d + column);
   }
+  return c_finite;
 }
 
 constexpr Path kThisPath{multiply_row<float, int8_t>, multiply_row<float, int16_t>,

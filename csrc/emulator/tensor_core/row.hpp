@@ -1,5 +1,5 @@
 // What the dispatcher hands to the code that is compiled once for each instruction set: one row of
-// an instruction's outputs, its operands decoded, without NaN and infinity.
+// an instruction's outputs and its decoded operands, their NaN and infinity counted as zero.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,15 @@ namespace abyssal::emulator::tensor_core {
 // Rows of decoded operands are padded to this many columns, a multiple of every path's step.
 inline constexpr int kColumnStep = 64;
 
-// The "exponent" of zero: two of them add up to less than any product's, and still fit the type.
+// The "exponent" of zero. With any other factor's, it adds up to less than the smallest exponent of
+// a product that is not zero; two of them still fit the type.
 template <typename Exponent>
-inline constexpr Exponent kExponentOfZero = sizeof(Exponent) == 1 ? -64 : -1024;
+inline constexpr int kExponentOfZero = sizeof(Exponent) == 1 ? -64 : -1024;
+template <typename Exponent>
+inline constexpr int kSmallestProduct = 2 * (sizeof(Exponent) == 1 ? -14 : -126);
+
+// Where no term is above zero.
+inline constexpr int kNoExponent = -2048;
 
 // No product that is computed in FP32 has a smaller exponent; its lowest bit, and its value times
 // any power of two that alignment needs, are normal numbers.
@@ -37,15 +43,18 @@ struct Row {
   ptrdiff_t pitch;                // >= columns
   int depth;                      // products of one output
   int columns;                    // multiple of kColumnStep
-  const float* c;                 // [columns]
-  const int32_t* c_exponents;     // [columns]
-  float* d;                       // [columns] on the output's grid; FP16's overflow is 2**16
+  const float* c;               // [columns]
+  float* d;                     // [columns] on the output's grid; FP16's overflow is 2**16
 };
 
+// Returns whether C is finite throughout; its infinities and NaN count as zero, too.
+template <typename Real, typename Exponent>
+using MultiplyRow = bool (*)(const Row<Real, Exponent>&, const Rounding&);
+
 struct Path {
-  void (*small_exponents)(const Row<float, int8_t>&, const Rounding&);
-  void (*float_products)(const Row<float, int16_t>&, const Rounding&);
-  void (*double_products)(const Row<double, int16_t>&, const Rounding&);
+  MultiplyRow<float, int8_t> small_exponents;
+  MultiplyRow<float, int16_t> float_products;
+  MultiplyRow<double, int16_t> double_products;
 };
 
 extern const Path kPlainPath;
