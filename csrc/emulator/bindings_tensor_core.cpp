@@ -74,10 +74,10 @@ void tensor_core(TensorType a_type, TensorType b_type, uintptr_t a, uintptr_t b,
                  const Extents& shape, const Extents& a_strides, const Extents& b_strides,
                  const Extents& d_strides, bool f16_accumulators, bool accumulate,
                  TensorCorePath path) {
-  multiply_all({a_type, b_type, reinterpret_cast<const std::byte*>(a),
-                reinterpret_cast<const std::byte*>(b), reinterpret_cast<std::byte*>(d),
-                f16_accumulators, accumulate, path},
-               {shape, a_strides, b_strides, d_strides}, 0);
+  multiply_all(
+      {a_type, b_type, reinterpret_cast<const std::byte*>(a), reinterpret_cast<const std::byte*>(b),
+       reinterpret_cast<std::byte*>(d), f16_accumulators, accumulate, path},
+      {shape, a_strides, b_strides, d_strides}, 0);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Decodes an instruction's operands and gives them, row by row, to the path that multiplies; sees to
-// NaN and infinity, which no path knows.
+// Decodes an instruction's operands and gives them, row by row, to the path that multiplies; sees
+// to NaN and infinity, which no path knows.
 
 #include "emulator/tensor_core.hpp"
 
@@ -48,9 +48,7 @@ struct Accumulators {
   Element* data;
   ptrdiff_t row_step, column_step;
 
-  Element& at(int row, int column) const {
-    return data[row * row_step + column * column_step];
-  }
+  Element& at(int row, int column) const { return data[row * row_step + column * column_step]; }
 };
 
 float widen(float value) { return value; }
@@ -167,10 +165,10 @@ void multiply_block(MultiplyRow<Real, Exponent> multiply_row, const Operand& a, 
   for (int r = 0; r < a.rows; ++r) {
     const Factors<Real, Exponent> factors(a, r);
     if (accumulate) accumulators.load(d, r, b.rows);
-    const bool c_finite = multiply_row(
-        {factors.values, factors.exponents, columns.values, columns.exponents, kBlock,
-         depth_of(a.type), columns.padded, accumulators.c, accumulators.d},
-        rounding);
+    const bool c_finite =
+        multiply_row({factors.values, factors.exponents, columns.values, columns.exponents, kBlock,
+                      depth_of(a.type), columns.padded, accumulators.c, accumulators.d},
+                     rounding);
     if (!(c_finite and factors.finite and columns.all_finite)) {
       for (int c = 0; c < b.rows; ++c) {
         const float given = accumulators.c[c];

@@ -187,7 +187,7 @@ bool multiply_row(const Row<Real, Exponent>& row, const Rounding& rounding) {
     add_products(row, column, largest, rounding.fraction_bits, sums);
     int32_t smallest = largest[0];
     for (int i = 0; i < kColumns; ++i) smallest = smallest < largest[i] ? smallest : largest[i];
-    const auto finish = rounding.nearest          ? add_c_and_round<Result::nearest>
+    const auto finish = rounding.nearest           ? add_c_and_round<Result::nearest>
                         : smallest < surely_normal ? add_c_and_round<Result::any>
                                                    : add_c_and_round<Result::normal>;
     finish(sums, largest, c, kColumns, rounding, row.d + column);

@@ -13,7 +13,8 @@ constexpr Factor decode_fp8(uint32_t code, int fraction_bits, int bias) {
   const uint32_t significand = fraction + (field == 0 ? 0 : 1u << fraction_bits);
   const int exponent = std::max(static_cast<int>(field), 1) - bias;
   // A float of exponent field n is a power of two: 2**(n - 127).
-  const float unit = std::bit_cast<float>(static_cast<uint32_t>(exponent - fraction_bits + 127) << 23);
+  const float unit =
+      std::bit_cast<float>(static_cast<uint32_t>(exponent - fraction_bits + 127) << 23);
   const float magnitude = static_cast<float>(significand) * unit;
   return {(code & 0x80) != 0 ? -magnitude : magnitude, exponent, true};
 }

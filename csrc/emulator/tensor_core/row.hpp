@@ -36,13 +36,13 @@ struct Rounding {
 // Real holds a factor's value and an aligned product exactly; Exponent the sum of two exponents.
 template <typename Real, typename Exponent>
 struct Row {
-  const Real* a_values;           // [depth]
-  const Exponent* a_exponents;    // [depth]
-  const Real* b_values;           // [depth, pitch]
-  const Exponent* b_exponents;    // [depth, pitch]
-  ptrdiff_t pitch;                // >= columns
-  int depth;                      // products of one output
-  int columns;                    // multiple of kColumnStep
+  const Real* a_values;         // [depth]
+  const Exponent* a_exponents;  // [depth]
+  const Real* b_values;         // [depth, pitch]
+  const Exponent* b_exponents;  // [depth, pitch]
+  ptrdiff_t pitch;              // >= columns
+  int depth;                    // products of one output
+  int columns;                  // multiple of kColumnStep
   const float* c;               // [columns]
   float* d;                     // [columns] on the output's grid; FP16's overflow is 2**16
 };
