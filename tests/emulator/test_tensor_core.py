@@ -314,6 +314,24 @@ BY_HAND = [
     ("the smallest one", "bf16", "f32", [(P(-75), P(-74))], 0.0, 1),
     ("underflow", "bf16", "f32", [(P(-75), P(-75))], 0.0, 0),
     ("underflow keeps the sign", "bf16", "f32", [(-P(-75), P(-75))], 0.0, 0x80000000),
+    # 2**-126 - 2**-127 + 1.5 x 2**-149, of which the nearest subnormals are a tie: not rounded.
+    (
+        "subnormals are truncated",
+        "bf16",
+        "f32",
+        [(-P(-63), P(-64)), (1.5 * P(-75), P(-74))],
+        P(-126),
+        0x00400001,
+    ),
+    # The same from the next exponent: 2**-125 - 1.5 x 2**-126 + 1.5 x 2**-149.
+    (
+        "subnormals are truncated, again",
+        "bf16",
+        "f32",
+        [(-1.5 * P(-63), P(-63)), (1.5 * P(-75), P(-74))],
+        P(-125),
+        0x00400001,
+    ),
     # No alignment below 2**-133: terms are cut at 2**-158. 2**-149 - 2**-158 is below the smallest
     # FP32 number; 2**-160 is cut away before it could make a difference.
     ("not cut", "bf16", "f32", [(P(-75), P(-74)), (-P(-79), P(-79))], 0.0, 0),
@@ -362,6 +380,9 @@ def test_by_hand(case):
     for path in paths():
         got = run((type_, type_, accumulators), a, b, np.array(c_code), path)
         assert int(got) == wanted, path
+        # In whole vectors, too: the columns that fill up a block are all zero.
+        got = run((type_, type_, accumulators), a, np.tile(b, (128, 1)), np.array(c_code), path)
+        assert set(got.tolist()) == {wanted}, path
 
 
 def test_the_codes_that_are_not_numbers():

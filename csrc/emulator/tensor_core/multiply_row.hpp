@@ -126,7 +126,7 @@ bool take_c(const float* c, int columns, const Rounding& rounding, float* finite
   return largest_field != 0xff;
 }
 
-enum class Result { normal, any, nearest };
+enum class Result { normal_or_exact, any, nearest };
 
 // Toward zero. A normal result loses the low bits of its significand.
 double round_normal(double x, const Rounding& rounding) {
@@ -162,7 +162,7 @@ void add_c_and_round(const int32_t* sums, const int32_t* largest, const float* c
     // Either is below 2**31; their sum may not be.
     const double sum = static_cast<double>(sums[i]) + static_cast<double>(aligned_c);
     const double x = sum * power_of_two(unit);
-    if constexpr (kResult == Result::normal) {
+    if constexpr (kResult == Result::normal_or_exact) {
       d[i] = static_cast<float>(round_normal(x, r));
     } else {
       const double result = kResult == Result::any ? round_any(x, r) : round_to_nearest(x, r);
@@ -175,8 +175,10 @@ template <typename Real, typename Exponent>
 bool multiply_row(const Row<Real, Exponent>& row, const Rounding& rounding) {
   constexpr int kColumns = kStep<Real>;
   static_assert(kColumnStep % kColumns == 0);
-  // No sum that is not zero is below 2**(largest exponent - fraction bits).
-  const int surely_normal = rounding.output_exponent + rounding.fraction_bits;
+  // From this largest exponent on, sums are multiples of the smallest subnormal result, and so a
+  // result that is subnormal is exact.
+  const int exact_if_subnormal =
+      rounding.output_exponent - rounding.output_bits + rounding.fraction_bits;
   bool c_finite = true;
   for (int column = 0; column < row.columns; column += kColumns) {
     int32_t largest[kColumns];
@@ -187,9 +189,9 @@ bool multiply_row(const Row<Real, Exponent>& row, const Rounding& rounding) {
     add_products(row, column, largest, rounding.fraction_bits, sums);
     int32_t smallest = largest[0];
     for (int i = 0; i < kColumns; ++i) smallest = smallest < largest[i] ? smallest : largest[i];
-    const auto finish = rounding.nearest           ? add_c_and_round<Result::nearest>
-                        : smallest < surely_normal ? add_c_and_round<Result::any>
-                                                   : add_c_and_round<Result::normal>;
+    const auto finish = rounding.nearest                ? add_c_and_round<Result::nearest>
+                        : smallest < exact_if_subnormal ? add_c_and_round<Result::any>
+                                                        : add_c_and_round<Result::normal_or_exact>;
     finish(sums, largest, c, kColumns, rounding, row.d + column);
   }
   return c_finite;
