@@ -31,8 +31,9 @@ constexpr int kFractionBits = 25;
 //   Mikaitis's H100 model (MMA-Sim's goes no lower than 2**-126; a difference shows in sums of
 //   BF16 or TF32 products all of which are below 2**-126, and in ties between FP16's subnormals);
 // - FP8 with C != 0, FP8 with FP16 accumulators, mixed FP8 types, the codes of NaN, TF32's NaNs
-//   that become infinities as their low bits are dropped: MMA-Sim, which was compared with wgmma
-//   on an H100 bit by bit on random codes;
+//   that become infinities as their low bits are dropped: MMA-Sim, which its authors compared
+//   with Hopper's wgmma bit by bit on random codes (the published outputs of FP8 with FP16
+//   accumulators are mma.sync's, which Hopper computes with FP16 instructions);
 // - a sum below zero that underflows gives -0, as IEEE 754 has it (MMA-Sim's model has +0).
 template <typename Element>
 Rounding rounding_of(TensorType type) {

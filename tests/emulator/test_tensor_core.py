@@ -421,32 +421,50 @@ def test_recorded_h100_outputs(type_, accumulators):
     accumulators, of which c is the nearest FP16 number), all as bits of FP32 numbers. FP8 was
     recorded with c = 0.
     """
+    key = f"{type_}_d" if accumulators == "f32" else f"{type_}_d_f16"
+    a, b, c, wanted = recorded(type_, key)
+    c = c.to(ACCUMULATORS[accumulators][0])
+    if type_ in ("e4m3", "e5m2"):
+        c = torch.zeros_like(c)
+    for path in paths():
+        d = c.clone()
+        accumulate_into(d, a, b, (type_, type_), path=path)
+        assert_same(to_codes(d), to_codes(wanted.to(c.dtype)))
+
+
+@pytest.mark.parametrize("type_", ["e4m3", "e5m2"])
+def test_recorded_h100_outputs_of_mma_sync_with_fp8(type_):
+    """Hopper has `mma.sync` of FP8 as two FP16 instructions and, with FP16 accumulators, c last.
+
+    That is what the recording of FP8 with FP16 accumulators shows; so it says nothing of `wgmma`,
+    but more of FP16. Of each four elements, the first instruction takes two and the second two.
+    """
+    a, b, c, wanted = recorded(type_, f"{type_}_d_f16")
+    first = torch.arange(32) % 4 < 2
+    for path in paths():
+        d = torch.zeros(len(c), dtype=torch.float16)
+        for half in (first, ~first):
+            accumulate_into(d, a.half()[:, half], b.half()[:, half], ("f16", "f16"), path=path)
+        assert_same(to_codes(d + c.half()), to_codes(wanted.half()))
+
+
+def recorded(type_: str, key: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a, b, c and the output called `key`; skips where they are not to be had."""
     if DATA is None:
         pytest.skip("ABYSSAL_TENSOR_CORE_DATA does not name a recording of an H100")
     if not Path(DATA).is_file():
         pytest.skip(f"ABYSSAL_TENSOR_CORE_DATA names {DATA}, which is not there")
     recording = np.load(DATA)
-    key = f"{type_}_d" if accumulators == "f32" else f"{type_}_d_f16"
     if key not in recording:
         pytest.skip(f"{Path(DATA).name} has no {key}")
-
-    def numbers(key):
-        return torch.from_numpy(recording[key].view(np.float32))
-
-    depth = model.DEPTHS[type_]
-    a, b = (
-        torch.nn.functional.pad(values, (0, depth - values.shape[1])).to(TYPES[type_])
-        for values in (numbers(f"{type_}_a"), numbers(f"{type_}_b"))
+    a, b, c, d = (
+        torch.from_numpy(recording[name].view(np.float32))
+        for name in (f"{type_}_a", f"{type_}_b", f"{type_}_c", key)
     )
-    c = numbers(f"{type_}_c").to(ACCUMULATORS[accumulators][0])
-    if type_ in ("e4m3", "e5m2"):
-        c = torch.zeros_like(c)
-    wanted = to_codes(numbers(key).to(c.dtype))
-    assert len(wanted) > 1000
-    for path in paths():
-        d = c.clone()
-        accumulate_into(d, a, b, (type_, type_), path=path)
-        assert_same(to_codes(d), wanted)
+    assert len(a) == len(d) > 1000
+    missing = (0, model.DEPTHS[type_] - a.shape[1])
+    a, b = (torch.nn.functional.pad(x, missing).to(TYPES[type_]) for x in (a, b))
+    return a, b, c, d
 
 
 # ---- the public function ----

@@ -17,11 +17,11 @@ inline constexpr int kExponentOfZero = sizeof(Exponent) == 1 ? -64 : -1024;
 template <typename Exponent>
 inline constexpr int kSmallestProduct = 2 * (sizeof(Exponent) == 1 ? -14 : -126);
 
-// Where no term is above zero.
+// The largest exponent where no term is non-zero.
 inline constexpr int kNoExponent = -2048;
 
-// No product that is computed in FP32 has a smaller exponent; its lowest bit, and its value times
-// any power of two that alignment needs, are normal numbers.
+// Exponents of products that FP32 multiplies exactly. What then underflows as it is aligned is far
+// below 1, and is cut.
 inline constexpr int kSmallestFloatProduct = -100;
 inline constexpr int kLargestFloatProduct = 120;
 
