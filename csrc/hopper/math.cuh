@@ -1,13 +1,78 @@
-// Arithmetic that CUDA C++ has no name for.
+// Arithmetic that CUDA C++ has no name for, and the hardware's approximate functions.
+//
+// The approximate functions flush subnormal arguments and results to zero of the same sign (.ftz),
+// except tanh, which keeps them. Their bounds are those of the PTX ISA's sections of these names.
 #pragma once
 
 namespace abyssal::hopper {
 
-// The larger of two numbers; NaN if one is NaN (fmaxf would drop it).
+// "max": the larger of two numbers; NaN if one is NaN (fmaxf would drop it).
 __device__ __forceinline__ float max_or_nan(float a, float b) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
   return larger;
+}
+
+// "ex2": 2^x, within 2 units of the last place.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "lg2": log2(x), absolute error 2^-22 for x in [1/2, 2], elsewhere relative error 2^-22.
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "rcp": 1 / x, within one unit of the last place.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "rsqrt": 1 / sqrt(x), relative error 2^-22.9.
+__device__ __forceinline__ float rsqrt_approx(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "sqrt": relative error 2^-23.
+__device__ __forceinline__ float sqrt_approx(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "sin" and "cos": absolute error 2^-20.5 for x in [-2 pi, 2 pi], growing beyond.
+__device__ __forceinline__ float sin_approx(float x) {
+  float y;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float cos_approx(float x) {
+  float y;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "tanh": relative error 2^-11.
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// "div": a / b, within 2 units of the last place for |b| in [2^-126, 2^126], 0 beyond.
+__device__ __forceinline__ float divide_approx(float a, float b) {
+  float y;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
 }
 
 }  // namespace abyssal::hopper
