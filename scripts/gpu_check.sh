@@ -32,6 +32,8 @@ if [ -n "${REHEARSE:-}" ]; then
   touch "$logs/rehearsal"
   select=() backend=reference benchmark=(--rehearse --quick)
 fi
+microkernels=(tests/hopper/test_gpu.py)
+[ -n "${REHEARSE:-}" ] && microkernels=(tests/hopper/test_gpu.py tests/hopper/test_emulator.py)
 
 # step NAME SECONDS COMMAND...: runs the command within the time, keeps its output and outcome.
 step() {
@@ -74,7 +76,12 @@ step tests 280 "$python" -m pytest "${select[@]}" -p no:cacheprovider \
   --junitxml "$logs/tests.xml" tests/ops tests/goldens
 # A run in which every test was skipped proves nothing, and pytest calls it a success.
 step tests_ran 10 "$python" -m scripts.gpu_check_summary --require-passed "$logs/tests.xml"
-step static_gate 100 "$python" -m pytest -p no:cacheprovider tests/kernels tests/runtime
-step goldens 100 "$python" -m scripts.record_goldens "$out/goldens.npz" --backend "$backend"
+step static_gate 150 "$python" -m pytest -p no:cacheprovider tests/kernels tests/runtime \
+  tests/hopper/test_compiles.py
+step microkernels 300 "$python" -m pytest "${select[@]}" -p no:cacheprovider \
+  --junitxml "$logs/microkernels.xml" "${microkernels[@]}"
+step microkernels_ran 10 \
+  "$python" -m scripts.gpu_check_summary --require-passed "$logs/microkernels.xml"
+step goldens 200 "$python" -m scripts.record_goldens "$out/goldens.npz" --backend "$backend"
 step benchmarks 400 "$python" -m benchmarks --out "$logs/benchmarks.json" "${benchmark[@]}"
 finish

@@ -32,7 +32,7 @@ def summarise(logs: Path) -> dict[str, Any]:
         {"name": name, "exit_code": int(code), "seconds": int(seconds)}
         for name, code, seconds in (row.split("\t") for row in rows)
     ]
-    tests = read_tests(logs / "tests.xml")
+    tests = read_tests(logs / "tests.xml") + read_tests(logs / "microkernels.xml")
     return {
         "rehearsal": (logs / "rehearsal").exists(),
         "succeeded": all(step["exit_code"] == 0 for step in steps),

@@ -16,6 +16,9 @@ import torch
 import abyssal
 from abyssal import ops
 from tests.goldens.quantize_1x128 import CASES, make_input
+from tests.hopper import cases as microkernels
+from tests.hopper.case import expected_of
+from tests.hopper.gpu_worker import CaseFailed, GpuWorker
 
 
 def main() -> int:
@@ -26,10 +29,16 @@ def main() -> int:
     )
     options = parser.parse_args()
     arrays = record(options.backend)
+    results, failures = record_microkernels(options.backend)
     with options.out.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    print(f"{options.out}: {len(CASES)} cases of quantize_1x128 by {options.backend}")
-    return 0
+        np.savez_compressed(file, **arrays, **results)
+    print(
+        f"{options.out}: {len(CASES)} cases of quantize_1x128 and "
+        f"{len(microkernels.CASES) - len(failures)} of the microkernels by {options.backend}"
+    )
+    for failure in failures:
+        print(f"not recorded: {failure}")
+    return 1 if failures else 0
 
 
 def record(backend: str) -> dict[str, np.ndarray]:
@@ -49,6 +58,28 @@ def record(backend: str) -> dict[str, np.ndarray]:
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     return arrays
+
+
+def record_microkernels(backend: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """ "hopper/<case>/<array>" for each case that gave results, right or wrong, and a sentence for
+    each other. reference: what is expected."""
+    arrays: dict[str, np.ndarray] = {}
+    failures = []
+    worker = GpuWorker()
+    try:
+        for name in microkernels.CASES:
+            try:
+                if backend == "cuda":
+                    results = worker.run(name)
+                else:
+                    results = expected_of(microkernels.make_case(name))
+            except CaseFailed as failure:
+                failures.append(str(failure))
+                continue
+            arrays.update({f"hopper/{name}/{array}": results[array] for array in results})
+    finally:
+        worker.close()
+    return arrays, failures
 
 
 if __name__ == "__main__":

@@ -82,6 +82,15 @@ def test_the_summary_of_a_run_with_failures(logs):
     json.dumps(summary)
 
 
+def test_the_summary_counts_the_microkernels_too(logs):
+    (logs / "microkernels.xml").write_text(JUNIT)
+    assert gpu_check_summary.summarise(logs)["test_counts"] == {
+        "passed": 2,
+        "failure": 2,
+        "skipped": 2,
+    }
+
+
 def test_reading_junit(logs):
     passed, failed, skipped = read_tests(logs / "tests.xml")
     assert passed == {"name": "tests.ops.test_a::test_1", "outcome": "passed", "seconds": 0.5}
