@@ -84,4 +84,7 @@ step microkernels_ran 10 \
   "$python" -m scripts.gpu_check_summary --require-passed "$logs/microkernels.xml"
 step goldens 200 "$python" -m scripts.record_goldens "$out/goldens.npz" --backend "$backend"
 step benchmarks 400 "$python" -m benchmarks --out "$logs/benchmarks.json" "${benchmark[@]}"
+# Cycles of single instructions; there is nothing to rehearse without a GPU.
+[ -n "${REHEARSE:-}" ] ||
+  step timings 200 "$python" -m benchmarks.bench_microkernels --out "$logs/timings.json"
 finish

@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
 
 
 def summarise(logs: Path) -> dict[str, Any]:
-    """Steps in order with outcome and seconds; environment, tests and benchmarks where they ran."""
+    """Steps in order with outcome and seconds; what the environment is; where they ran, tests,
+    benchmarks and timings."""
     rows = (logs / "steps.tsv").read_text(encoding="utf-8").splitlines()
     steps = [
         {"name": name, "exit_code": int(code), "seconds": int(seconds)}
@@ -41,6 +42,7 @@ def summarise(logs: Path) -> dict[str, Any]:
         "test_counts": Counter(test["outcome"] for test in tests),
         "tests": tests,
         "benchmarks": read_json(logs / "benchmarks.json"),
+        "timings": read_json(logs / "timings.json"),
     }
 
 

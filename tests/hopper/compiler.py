@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "tests" / "hopper" / "kernels"
+TIMING_KERNELS = ROOT / "benchmarks" / "microkernels"
 SOURCES = sorted(path.stem for path in KERNELS.glob("*.cu"))
 
 COMPILE = ["-arch=compute_90a", "-ptx", "-lineinfo", "-std=c++20", "-O3"]
@@ -39,11 +40,12 @@ class Compiled:
 
 
 def compile_kernels(source: str) -> Compiled:
-    """A file of tests/hopper/kernels by its stem, from the cache if it is there. Raises
-    CompilerMissing, or RuntimeError with what nvcc printed."""
-    folder = cache_folder() / f"{source}-{content_hash(source)}"
+    """A file of tests/hopper/kernels by its stem, or of any folder by its path, from the cache if
+    it is there. Raises CompilerMissing, or RuntimeError with what nvcc printed."""
+    path = find_source(source)
+    folder = cache_folder() / f"{path.stem}-{content_hash(source)}"
     if not folder.is_dir():
-        compile_into(folder, source)
+        compile_into(folder, path)
     return Compiled(
         ptx=(folder / "kernel.ptx").read_text(),
         cubin=(folder / "kernel.cubin").read_bytes(),
@@ -51,13 +53,17 @@ def compile_kernels(source: str) -> Compiled:
     )
 
 
-def compile_into(folder: Path, source: str) -> None:
+def find_source(source: str) -> Path:
+    return Path(source) if source.endswith(".cu") else KERNELS / f"{source}.cu"
+
+
+def compile_into(folder: Path, source: Path) -> None:
     """The folder appears complete or not at all, whoever else compiles the same."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work_folder:
         work = Path(work_folder) / "result"
         work.mkdir()
-        run([*COMPILE, str(KERNELS / f"{source}.cu"), "-o", str(work / "kernel.ptx")])
+        run([*COMPILE, str(source), "-o", str(work / "kernel.ptx")])
         ptx = work / "kernel.ptx"
         relative_paths = _build_step().relative_paths
         ptx.write_text(relative_paths(ptx.read_text(), ROOT))
@@ -96,7 +102,7 @@ def content_hash(source: str) -> str:
     """Of the file, all headers of csrc/hopper, the flags and the compiler."""
     digest = hashlib.sha256(" ".join([*COMPILE[:-1], *ASSEMBLE, _nvcc_version()]).encode())
     headers = sorted((ROOT / "csrc" / "hopper").iterdir())
-    for path in [KERNELS / f"{source}.cu", Path(__file__), *headers]:
+    for path in [find_source(source), Path(__file__), *headers]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -170,7 +170,7 @@ class GpuDevice:
         device, context, stream = c_int(), c_void_p(), c_void_p()
         self.driver.cuDeviceGet(byref(device), ordinal)
         capability = tuple(
-            self._attribute(device, which)
+            self.attribute(which, device)
             for which in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR)
         )
         if capability != (9, 0):
@@ -184,9 +184,12 @@ class GpuDevice:
         self.device, self.stream = device, stream
         self._allocations: list[int] = []
 
-    def _attribute(self, device: c_int, which: int) -> int:
+    def attribute(self, which: int, device: c_int | None = None) -> int:
+        """which: a CUdevice_attribute."""
         value = c_int()
-        self.driver.cuDeviceGetAttribute(byref(value), which, device)
+        self.driver.cuDeviceGetAttribute(
+            byref(value), which, self.device if device is None else device
+        )
         return value.value
 
     @property
