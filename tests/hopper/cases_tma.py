@@ -126,6 +126,7 @@ def bulk() -> NamedBuilders:
     for entry in ("bulk_copy", "bulk_copy_hints"):
         for size in (16, 4096, 16384):
             yield f"{entry}/{size}", functools.partial(bulk_copy, entry=entry, size=size)
+    yield "bulk_after_stores", bulk_after_stores
     for kind in ("f32", "bf16"):
         yield f"bulk_add_{kind}", functools.partial(bulk_add, kind=kind)
     for blocks in (2, 4):
@@ -342,6 +343,20 @@ def bulk_copy(random: np.random.Generator, *, entry: str, size: int) -> Case:
         launches=(Launch(entry, ("x", np.int32(size), "out")),),
         arrays={"x": Array(x), "out": Array(np.empty_like(x), "out")},
         expected=lambda inputs: {"out": inputs["x"]},
+    )
+
+
+def bulk_after_stores(random: np.random.Generator) -> Case:
+    x = random_bits(random, (1024,), "int32") // 2
+    return Case(
+        source="bulk",
+        launches=(Launch("bulk_after_stores", ("x", np.int32(x.nbytes), "data", "out")),),
+        arrays={
+            "x": Array(x),
+            "data": Array(np.empty_like(x), "out"),
+            "out": Array(np.empty_like(x), "out"),
+        },
+        expected=lambda inputs: dict.fromkeys(("data", "out"), inputs["x"] + 1),
     )
 
 

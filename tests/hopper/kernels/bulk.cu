@@ -120,3 +120,20 @@ extern "C" __global__ void bulk_ring(const uint32_t* in, int bytes, uint32_t* ou
   }
   cluster_sync();
 }
+
+// data = in + 1 by ordinary stores, which the same block's bulk copy then takes to `out`.
+extern "C" __global__ void bulk_after_stores(const uint32_t* in, int bytes, uint32_t* data,
+                                             uint32_t* out) {
+  __shared__ Shared shared;
+  init(shared);
+  for (int i = threadIdx.x; i < bytes / 4; i += blockDim.x) data[i] = in[i] + 1;
+  fence_proxy_async_global();  // by each writer, before the barrier
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  mbarrier_arrive_expect_tx(&shared.full, bytes);
+  bulk_load(shared.data, data, bytes, &shared.full);
+  mbarrier_wait(&shared.full, 0);
+  bulk_store(out, shared.data, bytes);
+  bulk_commit();
+  bulk_wait<0>();
+}
