@@ -37,6 +37,14 @@ const char* name_of(FaultKind kind) {
       return "deadlock";
     case FaultKind::invalid:
       return "invalid";
+    case FaultKind::race:
+      return "race";
+    case FaultKind::uninitialised:
+      return "uninitialised";
+    case FaultKind::missing_fence:
+      return "missing_fence";
+    case FaultKind::in_flight:
+      return "in_flight";
     case FaultKind::trap:
       return "trap";
   }

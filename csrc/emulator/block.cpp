@@ -48,6 +48,10 @@ Block::Block(Cluster& cluster, Extent index, uint32_t rank)
   const Program& program = *launch.program;
   shared_.assign(program.shared_bytes + launch.dynamic_shared_bytes, kPoison);
   local_.assign(uint64_t{program.local_bytes} * num_threads(), kPoison);
+  if (Checker* checker = grid().machine.checker()) {
+    number_ = checker->add_block(*this);
+    shadow_ = std::make_unique<Shadow>((shared_.size() + kWordBytes - 1) / kWordBytes);
+  }
   const uint32_t threads = num_threads();
   warps_.reserve(divide(threads, kLanes));
   for (uint32_t first = 0; first < threads; first += kLanes) {
@@ -58,6 +62,11 @@ Block::Block(Cluster& cluster, Extent index, uint32_t rank)
   for (size_t first = 0; first + kWarpsOfGroup <= warps_.size(); first += kWarpsOfGroup) {
     Warpgroup& group = *warpgroups_.emplace_back(std::make_unique<Warpgroup>());
     for (size_t i = 0; i < kWarpsOfGroup; ++i) group.warps[i] = &warps_[first + i];
+    if (Checker* checker = grid().machine.checker()) {
+      const std::string name = "the products of warps " + std::to_string(first) + " to " +
+                               std::to_string(first + kWarpsOfGroup - 1);
+      group.agent = checker->add_agent(number_, name);
+    }
   }
   num_running_warps_ = warps_.size();
   // What the compiler gives each thread is not in PTX. With `setmaxnreg`, kernels are compiled for
@@ -102,7 +111,7 @@ Block& Block::owner(uint64_t shared_address, int lane) {
 
 std::byte* Block::shared(uint64_t address, uint64_t bytes, int lane) {
   if (rank_field(address) != 0) {
-    const uint64_t inside = address & ((uint64_t{1} << kRankShift) - 1);
+    const uint64_t inside = inside_block(address);
     return owner(address, lane).shared(inside, bytes, lane);
   }
   const uint64_t offset = address - kReservedShared;
@@ -157,7 +166,9 @@ void Cluster::check_barrier() {
       anybody = true;
     }
   }
-  if (anybody) barrier_.completed.happen();
+  if (!anybody) return;
+  barrier_.complete.join(barrier_.arriving);
+  barrier_.completed.happen();
 }
 
 uint64_t Cluster::run(uint64_t budget) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/checks/checker.hpp"
 #include "emulator/memory.hpp"
 #include "emulator/program.hpp"
 #include "emulator/warp.hpp"
@@ -93,6 +94,10 @@ struct NamedBarrier {
   uint32_t expected = 0;  // threads
   uint32_t arrived = 0;
   uint32_t num_votes = 0, num_true = 0;
+  std::vector<Warp*> waiting;
+  // Of those that have arrived, in strict runs.
+  Knowledge knowledge;
+  Prepared prepared;
   std::vector<Vote> votes;
   Event completed;
 };
@@ -104,11 +109,19 @@ struct Mbarrier {
   uint32_t pending = 0;      // of the current phase
   int64_t transactions = 0;  // bytes announced and not arrived; copies may come first
   uint64_t phase = 0;        // phases that are complete
+
+  // Strict runs: the copies that it counts, what those that arrived knew, what those learn that
+  // wait for a complete phase; and when it was initialised.
+  Agent agent;
+  std::vector<uint32_t> outstanding;  // clocks of copies that are not done
+  Knowledge arriving, complete;
+  Epoch initialised;
   Event completed;
 };
 
 // `barrier.cluster`: complete when all threads of the cluster that have not exited have arrived.
 struct ClusterBarrier {
+  Knowledge arriving, complete;
   Event completed;
 };
 
@@ -132,6 +145,11 @@ class Block {
   NamedBarrier& barrier(uint32_t id) { return barriers_[id]; }
   // The mbarriers of this block by their shared address.
   std::map<uint32_t, Mbarrier>& mbarriers() { return mbarriers_; }
+
+  // Strict runs: the block's number among those of the machine, and the shadow of its shared
+  // memory.
+  uint32_t number() const { return number_; }
+  Shadow* shadow() { return shadow_.get(); }
   // Threads that have not exited.
   uint32_t num_alive() const;
 
@@ -154,6 +172,8 @@ class Block {
   Cluster& cluster_;
   const Extent index_;
   const uint32_t rank_;
+  uint32_t number_ = 0;
+  std::unique_ptr<Shadow> shadow_;
   std::vector<std::byte> shared_;
   std::vector<std::byte> local_;
   std::array<NamedBarrier, 16> barriers_;

@@ -14,6 +14,10 @@ enum class FaultKind {
   diverged,       // lanes missing where all must take part
   deadlock,       // nothing can go on
   invalid,        // an operand out of the range that the PTX ISA allows
+  race,           // accesses that nothing orders
+  uninitialised,  // a read of what nobody has written
+  missing_fence,  // no proxy fence between the generic and the async proxy
+  in_flight,      // registers or memory of an operation that goes on
   trap,           // the kernel stopped itself: trap, a failed assert
 };
 

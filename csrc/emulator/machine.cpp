@@ -27,7 +27,9 @@ std::string describe_where(const Warp& warp, int lane) {
 
 }  // namespace
 
-Machine::Machine(Options options) : options_(options), generator_(options.seed) {}
+Machine::Machine(Options options) : options_(options), generator_(options.seed) {
+  if (options.strict) checker_ = std::make_unique<Checker>();
+}
 
 uint64_t Machine::budget() {
   return options_.policy == Policy::random ? 1 + random() % 64 : kLongTurn;

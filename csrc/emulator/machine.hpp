@@ -43,6 +43,8 @@ class Machine {
   explicit Machine(Options options);
 
   const Options& options() const { return options_; }
+  // Null unless the run is strict.
+  Checker* checker() { return checker_.get(); }
   uint64_t random() { return generator_(); }
   uint64_t clock() const { return clock_; }
   // Something happened that others may have waited for.
@@ -72,6 +74,7 @@ class Machine {
   [[noreturn]] void report_deadlock(const std::string& what) const;
 
   const Options options_;
+  std::unique_ptr<Checker> checker_;
   std::mt19937_64 generator_;
   uint64_t clock_ = 0;
   uint64_t progress_ = 0;

@@ -41,6 +41,10 @@ inline uint32_t rank_field(uint64_t shared_address) {
   return static_cast<uint32_t>(shared_address >> kRankShift);
 }
 
+inline uint64_t inside_block(uint64_t shared_address) {
+  return shared_address & ((uint64_t{1} << kRankShift) - 1);
+}
+
 // A piece of global memory and what a launch may do with it.
 struct Allocation {
   uint64_t base = 0;
@@ -56,6 +60,9 @@ struct Allocation {
 class GlobalMemory {
  public:
   void add(Allocation allocation);
+
+  // Of the buffer that was found last.
+  Buffer::Role last_role() const { return last_->role; }
 
   // The memory behind [address, address + bytes). Throws Fault.
   std::byte* find(uint64_t address, uint64_t bytes, bool writes, int lane) {

@@ -2,7 +2,8 @@
 
 #include <string>
 
-#include "emulator/block.hpp"
+#include "emulator/checks/checker.hpp"
+#include "emulator/machine.hpp"
 
 namespace abyssal::emulator {
 namespace {
@@ -21,6 +22,38 @@ std::byte* locate_param(Warp& warp, int lane, const Access& access, uint64_t add
   }
   // Parameters are constant: the cast serves the one return type.
   return const_cast<std::byte*>(params.data()) + address;
+}
+
+// Strong accesses: through them, warps may learn of each other before they touch the memory.
+CheckedAccess checked(Warp& warp, int lane, const Access& access, const void* memory) {
+  const WarpState& state = *warp.checks();
+  // What a release publishes holds the releasing access itself.
+  const Epoch epoch = access.kind == AccessKind::read ? state.reads() : state.epoch();
+  if (access.order != Order::weak) {
+    warp.block().grid().machine.checker()->communicate(warp, lane, memory, access);
+  }
+  return {.epoch = epoch,
+          .warp = state.agent.index,
+          .lanes = LaneMask{1} << lane,
+          .knowledge = state.common,
+          .more = state.extra[lane].get(),
+          .pc = warp.pc(),
+          .lane = lane,
+          .kind = access.kind,
+          .scope = access.scope};
+}
+
+void check_shared(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes,
+                  const void* memory) {
+  Block& owner = warp.block().owner(address, lane);
+  warp.block().grid().machine.checker()->access_shared(owner, inside_block(address), bytes,
+                                                       checked(warp, lane, access, memory));
+}
+
+void check_global(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes,
+                  const GlobalMemory& memory, const void* found) {
+  warp.block().grid().machine.checker()->access_global(memory, address, bytes,
+                                                       checked(warp, lane, access, found));
 }
 
 }  // namespace
@@ -47,8 +80,11 @@ std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, 
   }
   Block& block = warp.block();
   switch (space) {
-    case Space::shared:
-      return block.shared(address, bytes, lane);
+    case Space::shared: {
+      std::byte* memory = block.shared(address, bytes, lane);
+      if (warp.checks() != nullptr) check_shared(warp, lane, access, address, bytes, memory);
+      return memory;
+    }
     case Space::local:
       return block.local(static_cast<uint32_t>(warp.index() * kLanes + lane), address, bytes, lane);
     case Space::param:
@@ -58,7 +94,10 @@ std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, 
     case Space::generic:
       break;
   }
-  return block.grid().memory.find(address, bytes, access.kind != AccessKind::read, lane);
+  GlobalMemory& memory = block.grid().memory;
+  std::byte* found = memory.find(address, bytes, access.kind != AccessKind::read, lane);
+  if (warp.checks() != nullptr) check_global(warp, lane, access, address, bytes, memory, found);
+  return found;
 }
 
 }  // namespace abyssal::emulator

@@ -28,6 +28,11 @@ Warp::Warp(Block& block, int index, LaneMask lanes)
     }
   }
   splits_.push_back({.mask = lanes});
+  if (Checker* checker = block.grid().machine.checker()) {
+    checks_ = std::make_unique<WarpState>();
+    checks_->agent =
+        checker->add_agent(block.number(), "warp " + std::to_string(index), WarpState::kEntries);
+  }
 }
 
 Warp::Warp(Warp&&) noexcept = default;
@@ -35,7 +40,13 @@ Warp::~Warp() = default;
 
 BulkGroups& Warp::bulk_groups(int lane) {
   auto& groups = bulk_groups_[lane];
-  if (groups == nullptr) groups = std::make_unique<BulkGroups>();
+  if (groups != nullptr) return *groups;
+  groups = std::make_unique<BulkGroups>();
+  if (Checker* checker = block_->grid().machine.checker()) {
+    const std::string thread = "warp " + std::to_string(index_) + ", lane " + std::to_string(lane);
+    groups->reader = checker->add_agent(block_->number(), "a bulk copy out by " + thread);
+    groups->writer = checker->add_agent(block_->number(), "a bulk copy out by " + thread);
+  }
   return *groups;
 }
 

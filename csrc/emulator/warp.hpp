@@ -21,6 +21,7 @@ namespace abyssal::emulator {
 
 class Block;
 class BulkGroups;
+struct WarpState;
 class Machine;
 
 // Counts up whenever what it stands for has happened once more. Who waits remembers the count.
@@ -78,6 +79,9 @@ class Warp {
   // A lane's value of up to 8 bytes, from and to a register of any width.
   uint64_t bits(const Source& source, int lane) const;
   void set_bits(const Destination& destination, int lane, uint64_t value);
+
+  // Null unless the run is strict.
+  WarpState* checks() { return checks_.get(); }
 
   Block& block() { return *block_; }
   const Block& block() const { return *block_; }
@@ -163,6 +167,7 @@ class Warp {
   std::vector<int> free_joins_;
   // Happens when lanes exit, for splits that wait for them.
   std::unique_ptr<Event> exited_ = std::make_unique<Event>();
+  std::unique_ptr<WarpState> checks_;
   std::map<int, std::unique_ptr<BulkGroups>> bulk_groups_;
   std::unique_ptr<Event> bulk_progress_ = std::make_unique<Event>();
 };

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "emulator/checks/checker.hpp"
 #include "emulator/warp.hpp"
 
 namespace abyssal::emulator {
@@ -23,9 +24,13 @@ struct Product {
   uint64_t a_descriptor = 0;
   uint64_t b_descriptor = 0;
   bool accumulates = false;
-  int issued = 0;  // warps
+  int issued = 0;       // warps
+  Knowledge knowledge;  // of the warps, when they issued it
 
-  bool operator==(const Product&) const = default;
+  bool is_same(const Product& other) const {
+    return instruction == other.instruction && a_descriptor == other.a_descriptor &&
+           b_descriptor == other.b_descriptor && accumulates == other.accumulates;
+  }
 };
 
 struct Warpgroup {
@@ -33,6 +38,7 @@ struct Warpgroup {
   std::deque<Product> products;  // not performed yet
   uint64_t performed = 0;        // products that are done, since the beginning
   Event progress;
+  Agent agent;  // of strict runs; its clock at a product is the product's number + 1
 
   struct Member {
     uint64_t issued = 0;           // products

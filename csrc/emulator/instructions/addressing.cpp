@@ -20,7 +20,9 @@ void decode_order(Decoding& decoding, Access& access) {
   switch (decoding.choose_if(
       {"weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"})) {
     case 1:
+      // As .relaxed.sys (PTX ISA 9.7.9.8).
       access.order = Order::volatile_;
+      access.scope = Scope::sys;
       return;
     case 2:
       access.order = Order::relaxed;

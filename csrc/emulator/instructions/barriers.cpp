@@ -5,7 +5,9 @@
 #include "emulator/block.hpp"
 #include "emulator/instructions/addressing.hpp"
 #include "emulator/instructions/lanewise.hpp"
+#include "emulator/instructions/mbarriers.hpp"
 #include "emulator/instructions/warps.hpp"
+#include "emulator/machine.hpp"
 
 namespace abyssal::emulator {
 namespace {
@@ -107,6 +109,18 @@ void complete(NamedBarrier& barrier) {
       vote.warp->write_predicate(vote.result, vote.warp->alive(), result ? kAllLanes : 0);
     }
   }
+  // All learn what all have done.
+  for (Warp* warp : barrier.waiting) {
+    WarpState* state = warp->checks();
+    if (state == nullptr) continue;
+    state->learn(warp->alive(), warp->alive(), barrier.knowledge);
+    // A fence by each thread, a barrier, then one thread's atomic for all of them: the programming
+    // guide's own example (memory fence functions) counts on it.
+    state->prepared.join(barrier.prepared);
+  }
+  barrier.waiting.clear();
+  barrier.knowledge = {};
+  barrier.prepared = {};
   barrier.votes.clear();
   barrier.num_votes = barrier.num_true = 0;
   barrier.arrived = 0;
@@ -133,6 +147,11 @@ void run_barrier(Warp& warp, const Instruction& instruction, LaneMask mask) {
     barrier.num_votes += static_cast<uint32_t>(std::popcount(warp.alive()));
     barrier.num_true += static_cast<uint32_t>(std::popcount(votes));
   }
+  if (WarpState* state = warp.checks()) {
+    barrier.knowledge.join(state->publish(warp.alive()));
+    barrier.prepared.join(state->prepared);
+  }
+  if (details.participation != Participation::arrive) barrier.waiting.push_back(&warp);
   const bool is_last = barrier.arrived == barrier.expected;
   if (details.participation != Participation::arrive && !is_last) {
     warp.await(barrier.completed, "barrier", id);
@@ -183,6 +202,13 @@ void run_cluster_arrive(Warp& warp, const Instruction& instruction, LaneMask mas
     throw Fault(FaultKind::invalid, "it arrives at the cluster's barrier again without a wait",
                 first_lane(warp.cluster_arrived & mask));
   }
+  const auto& details = static_cast<const FenceDetails&>(*instruction.details);
+  if (WarpState* state = warp.checks()) {
+    if (details.order == Order::release) barrier.arriving.join(state->publish(mask));
+    for (Scope scope : {Scope::cluster, Scope::gpu, Scope::sys}) {
+      barrier.arriving.join(state->prepared[scope]);
+    }
+  }
   warp.cluster_arrived |= mask;
   warp.cluster_phase = barrier.completed.count;
   warp.block().cluster().check_barrier();
@@ -200,6 +226,7 @@ void run_cluster_wait(Warp& warp, const Instruction& instruction, LaneMask mask)
     return warp.retry_after(barrier.completed, "the cluster's barrier");
   }
   warp.cluster_arrived &= ~mask;
+  if (WarpState* state = warp.checks()) state->learn(mask, warp.alive(), barrier.complete);
 }
 
 void decode_cluster_barrier(Decoding& decoding) {
@@ -230,7 +257,24 @@ void decode_barrier(Decoding& decoding) {
 // Fences. Memory here is sequentially consistent, so that they change no value; the checks of
 // strict runs are what they are for.
 
-void run_fence(Warp&, const Instruction&, LaneMask) {}
+void run_fence(Warp& warp, const Instruction& instruction, LaneMask mask) {
+  WarpState* state = warp.checks();
+  if (state == nullptr) return;
+  const auto& details = static_cast<const FenceDetails&>(*instruction.details);
+  switch (details.proxy) {
+    case FenceProxy::none:
+      return warp.block().grid().machine.checker()->fence(warp, mask, details.order, details.scope);
+    case FenceProxy::async:
+    case FenceProxy::async_global:
+    case FenceProxy::async_shared:
+      return state->fence_proxy(mask, warp.alive());
+    case FenceProxy::mbarrier_init:
+      return state->fence_initialisations();
+    case FenceProxy::tensormap:
+    case FenceProxy::alias:
+      return;
+  }
+}
 
 void decode_membar(Decoding& decoding) {
   auto details = std::make_unique<FenceDetails>();

@@ -68,6 +68,35 @@ struct Copy {
   std::array<int32_t, kMostDimensions> coordinates = {};
   uint64_t global = 0;
   uint32_t bytes = 0;
+  // Strict runs: where it was issued, and what the thread knew then.
+  int pc = 0;
+  Knowledge knowledge;
+
+  Checker* checker() const { return block.grid().machine.checker(); }
+
+  // 16 bytes of a block's shared memory, and bytes of global memory, accessed by this copy. The
+  // additions of a reduction are relaxed at the scope of the GPU (PTX ISA 9.7.9.25.4.2).
+  std::byte* shared_side(Block& of, uint64_t address, Epoch epoch, AccessKind kind) const {
+    std::byte* memory = of.shared(address, kChunkBytes, -1);
+    if (epoch) checker()->access_shared(of, address, kChunkBytes, access(epoch, kind));
+    return memory;
+  }
+  std::byte* global_side(uint64_t address, uint32_t size, Epoch epoch, AccessKind kind) const {
+    GlobalMemory& global_memory = block.grid().memory;
+    std::byte* memory = global_memory.find(address, size, kind != AccessKind::read, -1);
+    if (epoch) checker()->access_global(global_memory, address, size, access(epoch, kind));
+    return memory;
+  }
+  CheckedAccess access(Epoch epoch, AccessKind kind) const {
+    const Scope scope = kind == AccessKind::atomic ? Scope::gpu : Scope::none;
+    return {.epoch = epoch,
+            .lanes = 1,
+            .knowledge = knowledge,
+            .pc = pc,
+            .kind = kind,
+            .is_async = true,
+            .scope = scope};
+  }
 
   // The type of a reduction's elements.
   Type type() const { return details.is_tensor ? type_of(map) : details.type; }
@@ -107,11 +136,18 @@ void fill(std::byte* chunk, const TensorMap& map) {
 class LoadOperation : public Operation {
  public:
   LoadOperation(Copy copy, Block& target, uint32_t shared, Mbarrier& barrier)
-      : copy_(std::move(copy)), target_(target), shared_(shared), barrier_(barrier) {}
+      : copy_(std::move(copy)),
+        target_(target),
+        shared_(shared),
+        barrier_(barrier),
+        epoch_(barrier.agent.epoch()) {
+    if (epoch_) barrier.outstanding.push_back(barrier.agent.clock++);
+  }
 
   bool step() override {
     try {
       move();
+      if (epoch_) settle();
       complete_transactions(barrier_, copy_.bytes);
     } catch (const Fault& fault) {
       throw EmulatorError(fault.kind, describe() + ": " + fault.what());
@@ -123,32 +159,48 @@ class LoadOperation : public Operation {
 
  private:
   void move() {
-    GlobalMemory& memory = copy_.block.grid().memory;
-    copy_.for_each_piece(
-        shared_, [&](uint64_t global, uint32_t shared, uint32_t begin, uint32_t end) {
-          std::byte* to = target_.shared(shared, kChunkBytes, -1);
-          if (end - begin < kChunkBytes) fill(to, copy_.map);
-          if (begin == end) return;
-          const std::byte* from = copy_.details.direction == Direction::shared_to_shared
-                                      ? copy_.block.shared(global, kChunkBytes, -1)
-                                      : memory.find(global + begin, end - begin, false, -1);
-          std::memcpy(to + begin, from, end - begin);
-        });
+    const bool is_from_shared = copy_.details.direction == Direction::shared_to_shared;
+    copy_.for_each_piece(shared_, [&](uint64_t global, uint32_t shared, uint32_t begin,
+                                      uint32_t end) {
+      std::byte* to = copy_.shared_side(target_, shared, epoch_, AccessKind::write);
+      if (end - begin < kChunkBytes) fill(to, copy_.map);
+      if (begin == end) return;
+      const std::byte* from =
+          is_from_shared ? copy_.shared_side(copy_.block, global, epoch_, AccessKind::read)
+                         : copy_.global_side(global + begin, end - begin, epoch_, AccessKind::read);
+      std::memcpy(to + begin, from, end - begin);
+    });
   }
 
-  Copy copy_;
+  // This copy is over: those that wait know of all up to the oldest that is not.
+  void settle() {
+    std::vector<uint32_t>& outstanding = barrier_.outstanding;
+    std::erase(outstanding, epoch_.clock());
+    const uint32_t next = outstanding.empty() ? barrier_.agent.clock : outstanding.front();
+    barrier_.arriving.over.raise({epoch_.block(), epoch_.agent(), next - 1}, 1);
+  }
+
+  const Copy copy_;
   Block& target_;
-  uint32_t shared_;
+  const uint32_t shared_;
   Mbarrier& barrier_;
+  const Epoch epoch_;
 };
 
 // From shared to global memory: reads, then writes or reduces.
 class StoreOperation : public Operation {
  public:
-  StoreOperation(Copy copy, uint32_t shared, std::shared_ptr<BulkGroup> group, Event& progress)
-      : copy_(std::move(copy)), shared_(shared), group_(std::move(group)), progress_(progress) {
+  StoreOperation(Copy copy, uint32_t shared, BulkGroups& groups, Event& progress)
+      : copy_(std::move(copy)), shared_(shared), group_(groups.open()), progress_(progress) {
+    const uint32_t number = ++groups.num_operations;
+    group_->last = number;
     ++group_->reads;
     ++group_->writes;
+    if (copy_.checker() == nullptr) return;
+    reading_ = {groups.reader.block, groups.reader.index, number};
+    writing_ = {groups.writer.block, groups.writer.index, number};
+    // It writes what it has read.
+    copy_.knowledge.over.raise(reading_, 1);
   }
 
   bool step() override {
@@ -168,17 +220,17 @@ class StoreOperation : public Operation {
  private:
   void read() {
     copy_.for_each_piece(shared_, [&](uint64_t, uint32_t shared, uint32_t, uint32_t) {
-      const std::byte* from = copy_.block.shared(shared, kChunkBytes, -1);
+      const std::byte* from = copy_.shared_side(copy_.block, shared, reading_, AccessKind::read);
       data_.insert(data_.end(), from, from + kChunkBytes);
     });
   }
 
   void write() {
-    GlobalMemory& memory = copy_.block.grid().memory;
     const std::byte* from = data_.data();
+    const AccessKind kind = copy_.details.reduces ? AccessKind::atomic : AccessKind::write;
     copy_.for_each_piece(shared_, [&](uint64_t global, uint32_t, uint32_t begin, uint32_t end) {
       if (begin != end) {
-        std::byte* to = memory.find(global + begin, end - begin, true, -1);
+        std::byte* to = copy_.global_side(global + begin, end - begin, writing_, kind);
         if (copy_.details.reduces) {
           reduce(copy_.details.change, copy_.type(), to, from + begin, end - begin);
         } else {
@@ -190,9 +242,10 @@ class StoreOperation : public Operation {
   }
 
   Copy copy_;
-  uint32_t shared_;
+  const uint32_t shared_;
   std::shared_ptr<BulkGroup> group_;
   Event& progress_;
+  Epoch reading_, writing_;
   bool has_read_ = false;
   std::vector<std::byte> data_;
 };
@@ -232,6 +285,8 @@ TensorMap read_map(Warp& warp, uint64_t address, int lane) {
 // The copy of one lane, without its shared side.
 Copy issue_copy(Warp& warp, const CopyDetails& details, int lane) {
   Copy copy{details, warp.block(), warp.describe(lane), {}};
+  copy.pc = warp.pc();
+  if (WarpState* state = warp.checks()) copy.knowledge = state->publish(LaneMask{1} << lane);
   const bool is_store = details.direction == Direction::to_global;
   const Source& side = is_store ? details.to : details.from;
   const int64_t offset = is_store ? details.to_offset : details.from_offset;
@@ -257,6 +312,18 @@ Copy issue_copy(Warp& warp, const CopyDetails& details, int lane) {
   return copy;
 }
 
+// The async proxy must see the mbarrier's initialisation.
+void require_fenced(const Mbarrier& barrier, const Knowledge& knowledge, int lane) {
+  if (!knowledge.over.covers(barrier.initialised, 1)) {
+    throw Fault(FaultKind::race, "nothing orders the mbarrier's initialisation before this", lane);
+  }
+  if (knowledge.fenced.covers(barrier.initialised, 1)) return;
+  throw Fault(FaultKind::missing_fence,
+              "no fence.mbarrier_init or fence.proxy.async lies between the mbarrier's "
+              "initialisation and this copy",
+              lane);
+}
+
 void issue_load(Warp& warp, const CopyDetails& details, int lane) {
   Block& block = warp.block();
   const Copy copy = issue_copy(warp, details, lane);
@@ -265,11 +332,11 @@ void issue_load(Warp& warp, const CopyDetails& details, int lane) {
   const uint64_t barrier =
       to_shared(warp.bits(details.barrier, lane) + static_cast<uint64_t>(details.barrier_offset));
   require_aligned(to, details.is_tensor ? 128 : 16, "the destination", lane);
-  constexpr uint64_t kInside = (uint64_t{1} << kRankShift) - 1;
   const auto issue_to = [&](Block& target) {
-    Mbarrier& found = find_mbarrier(target, barrier & kInside, lane);
-    block.cluster().issue(
-        std::make_unique<LoadOperation>(copy, target, static_cast<uint32_t>(to & kInside), found));
+    Mbarrier& found = find_mbarrier(target, inside_block(barrier), lane);
+    if (warp.checks() != nullptr) require_fenced(found, copy.knowledge, lane);
+    block.cluster().issue(std::make_unique<LoadOperation>(
+        copy, target, static_cast<uint32_t>(inside_block(to)), found));
   };
   if (!details.multicasts) {
     if (&block.owner(to, lane) != &block.owner(barrier, lane)) {
@@ -296,9 +363,8 @@ void issue_store(Warp& warp, const CopyDetails& details, int lane) {
       to_shared(warp.bits(details.from, lane) + static_cast<uint64_t>(details.from_offset));
   require_aligned(from, details.is_tensor ? 128 : 16, "the source", lane);
   Copy copy = issue_copy(warp, details, lane);
-  warp.block().cluster().issue(
-      std::make_unique<StoreOperation>(std::move(copy), static_cast<uint32_t>(from),
-                                       warp.bulk_groups(lane).open(), warp.bulk_progress()));
+  warp.block().cluster().issue(std::make_unique<StoreOperation>(
+      std::move(copy), static_cast<uint32_t>(from), warp.bulk_groups(lane), warp.bulk_progress()));
 }
 
 void run_copy(Warp& warp, const Instruction& instruction, LaneMask mask) {
@@ -318,7 +384,21 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const bool reads_only = instruction.variant == 1;
   bool is_done = true;
   for_lanes(mask, [&](int lane) { is_done &= warp.bulk_groups(lane).are_done(rest, reads_only); });
-  if (!is_done) warp.retry_after(warp.bulk_progress(), "its bulk groups but the last", rest);
+  if (!is_done) {
+    return warp.retry_after(warp.bulk_progress(), "its bulk groups but the last", rest);
+  }
+  WarpState* state = warp.checks();
+  if (state == nullptr) return;
+  for_lanes(mask, [&](int lane) {
+    const BulkGroups& groups = warp.bulk_groups(lane);
+    if (!groups.reader.block) return;
+    const Agent& reader = groups.reader;
+    const Agent& writer = groups.writer;
+    state->update(LaneMask{1} << lane, warp.alive(), [&](Knowledge& knowledge) {
+      knowledge.over.raise({reader.block, reader.index, groups.last_read()}, 1);
+      knowledge.over.raise({writer.block, writer.index, groups.last_written()}, 1);
+    });
+  });
 }
 
 // Decoding.

@@ -7,6 +7,7 @@
 #include "emulator/instructions/mbarriers.hpp"
 
 #include <string>
+#include <utility>
 
 #include "emulator/instructions/addressing.hpp"
 #include "emulator/machine.hpp"
@@ -32,6 +33,8 @@ std::string state_of(const Mbarrier& barrier) {
 void complete_if_done(Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.transactions != 0) return;
   ++barrier.phase;
+  barrier.complete.join(barrier.arriving);
+  barrier.arriving = {};
   barrier.pending = barrier.expected;
   barrier.completed.happen();
 }
@@ -56,6 +59,15 @@ void arrive(Mbarrier& barrier, uint32_t count, bool drops, int lane) {
   if (drops) barrier.expected -= count;
 }
 
+// Threads may use an mbarrier once its initialisation is ordered before.
+void require_initialised(const Mbarrier& barrier, const WarpState& state, int lane) {
+  const bool is_own = barrier.initialised.is_of_same_agent(state.initialisations());
+  if (is_own || state.common.over.covers(barrier.initialised, 1)) return;
+  const Knowledge* more = state.extra[lane].get();
+  if (more != nullptr && more->over.covers(barrier.initialised, 1)) return;
+  throw Fault(FaultKind::race, "nothing orders the mbarrier's initialisation before this", lane);
+}
+
 // init and inval
 
 void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
@@ -76,6 +88,11 @@ void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
     barrier.expected = barrier.pending = counts[lane];
     barrier.transactions = 0;
     barrier.phase = 0;
+    if (Checker* checker = warp.block().grid().machine.checker()) {
+      barrier.agent = checker->add_agent(
+          owner.number(), "the copies that the mbarrier at " + hex(address) + " counts");
+      barrier.initialised = warp.checks()->initialisations();
+    }
   });
 }
 
@@ -99,8 +116,27 @@ struct ArriveDetails : Details {
   bool has_count = false;
 };
 
+// Who waits for the phase will know what those knew that arrived with a release.
+void tell(Warp& warp, const Instruction& instruction, LaneMask mask) {
+  const auto& details = static_cast<const ArriveDetails&>(*instruction.details);
+  WarpState& state = *warp.checks();
+  const bool releases = details.arrives && details.order == Order::release;
+  while (mask != 0) {
+    const uint64_t address = shared_address(warp, instruction, 0, first_lane(mask));
+    LaneMask together = 0;
+    for_lanes(mask, [&](int lane) {
+      if (shared_address(warp, instruction, 0, lane) == address) together |= LaneMask{1} << lane;
+    });
+    mask &= ~together;
+    Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
+    for_lanes(together, [&](int lane) { require_initialised(barrier, state, lane); });
+    if (releases) barrier.arriving.join(state.publish(together));
+  }
+}
+
 void run_arrive(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto& details = static_cast<const ArriveDetails&>(*instruction.details);
+  if (warp.checks() != nullptr) tell(warp, instruction, mask);
   for_lanes(mask, [&](int lane) {
     const uint64_t address = shared_address(warp, instruction, 0, lane);
     Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
@@ -188,6 +224,20 @@ bool is_complete(const Mbarrier& barrier, const WaitDetails& details, uint64_t w
   return wanted != barrier.phase;
 }
 
+// What those know now that have found a phase complete.
+void learn(Warp& warp, const Instruction& instruction, LaneMask lanes) {
+  while (lanes != 0) {
+    const uint64_t address = shared_address(warp, instruction, 0, first_lane(lanes));
+    LaneMask together = 0;
+    for_lanes(lanes, [&](int lane) {
+      if (shared_address(warp, instruction, 0, lane) == address) together |= LaneMask{1} << lane;
+    });
+    lanes &= ~together;
+    const Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
+    warp.checks()->learn(together, warp.alive(), barrier.complete);
+  }
+}
+
 void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto& details = static_cast<const WaitDetails&>(*instruction.details);
   LaneMask complete = 0;
@@ -196,6 +246,7 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   for_lanes(mask, [&](int lane) {
     const uint64_t address = shared_address(warp, instruction, 0, lane);
     const Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
+    if (warp.checks() != nullptr) require_initialised(barrier, *warp.checks(), lane);
     if (is_complete(barrier, details, warp.bits(instruction.sources[1], lane), lane)) {
       complete |= LaneMask{1} << lane;
     } else {
@@ -211,6 +262,9 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   }
   if (awaited != nullptr) warp.yield();
   warp.write_predicate(instruction.destinations[0], mask, complete);
+  if (warp.checks() != nullptr && details.order == Order::acquire) {
+    learn(warp, instruction, complete);
+  }
 }
 
 void decode_wait(Decoding& decoding, bool may_suspend) {
@@ -268,7 +322,7 @@ std::span<const Opcode> mbarrier_opcodes() { return kOpcodes; }
 
 Mbarrier& find_mbarrier(Block& block, uint64_t shared_address, int lane) {
   Block& owner = block.owner(shared_address, lane);
-  const auto inside = static_cast<uint32_t>(shared_address & ((uint64_t{1} << kRankShift) - 1));
+  const auto inside = static_cast<uint32_t>(inside_block(shared_address));
   const auto found = owner.mbarriers().find(inside);
   if (found == owner.mbarriers().end()) {
     throw Fault(FaultKind::invalid,

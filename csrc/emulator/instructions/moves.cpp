@@ -213,7 +213,7 @@ void run_mapa(Warp& warp, const Instruction& instruction, LaneMask mask) {
                   "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(blocks),
                   lane);
     }
-    const uint64_t inside = address & ((uint64_t{1} << kRankShift) - 1);
+    const uint64_t inside = inside_block(address);
     const uint64_t window = is_in_window(address, kSharedWindow) ? kSharedWindow : 0;
     warp.set_bits(instruction.destinations[0], lane, window + ((rank + 1) << kRankShift) + inside);
   });

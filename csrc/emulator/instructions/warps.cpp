@@ -4,6 +4,7 @@
 
 #include <bit>
 
+#include "emulator/checks/warp_state.hpp"
 #include "emulator/instructions/lanewise.hpp"
 
 namespace abyssal::emulator {
@@ -55,6 +56,7 @@ FromLane shuffle_source(Shuffle mode, int lane, uint32_t b, uint32_t c) {
 void run_shfl(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 3), mask);
   if (members == 0) return;
+  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
   const auto* values = warp.read<uint32_t>(instruction.sources[0]);
   const auto* b = warp.read<uint32_t>(instruction.sources[1]);
   const auto* c = warp.read<uint32_t>(instruction.sources[2]);
@@ -108,6 +110,7 @@ enum class Vote : uint8_t { all, any, uniform, ballot };
 void run_vote(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
   if (members == 0) return;
+  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
   const LaneMask ballot = warp.read_predicate(instruction, 0) & members;
   const auto vote = static_cast<Vote>(instruction.variant);
   if (vote == Vote::ballot) {
@@ -139,6 +142,7 @@ template <typename T>
 void run_match(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
   if (members == 0) return;
+  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
   const T* values = warp.read<T>(instruction.sources[0]);
   const bool needs_all = instruction.variant == 1;
   LaneMask equal_to_all = 0;
@@ -196,6 +200,7 @@ template <typename T, typename Operation>
 void run_redux(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
   if (members == 0) return;
+  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
   const T* values = warp.read<T>(instruction.sources[0]);
   T total = values[first_lane(members)];
   for_lanes(members & (members - 1),
@@ -241,6 +246,7 @@ void decode_activemask(Decoding& decoding) {
 void run_elect(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 0), mask);
   if (members == 0) return;
+  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
   const int leader = warp.elect(members);
   if (instruction.destinations[0]) {
     auto* to = warp.write<uint32_t>(instruction.destinations[0]);
@@ -279,7 +285,8 @@ uint32_t uniform_value(Warp& warp, const Source& source, LaneMask mask, const ch
 }
 
 void run_warp_barrier(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  warp.gather(member_mask(warp, instruction, mask, 0), mask);
+  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 0), mask);
+  if (members != 0 && warp.checks() != nullptr) warp.checks()->meet(members, warp.alive());
 }
 
 }  // namespace abyssal::emulator

@@ -106,10 +106,15 @@ uint32_t address_mn_major(const Descriptor& d, uint32_t chunk, uint32_t k) {
 
 // `rows` rows of 32 bytes of K, from shared memory.
 void load_shared(Block& block, uint64_t bits, const char* which, bool transposed, int rows,
-                 std::byte* into) {
+                 const CheckedAccess& access, std::byte* into) {
   const Descriptor descriptor(bits);
   check(descriptor, which);
-  const auto fetch = [&](uint32_t address) { return block.shared(address, kChunkBytes, -1); };
+  Checker* checker = block.grid().machine.checker();
+  const auto fetch = [&](uint32_t address) {
+    const std::byte* memory = block.shared(address, kChunkBytes, -1);
+    if (checker != nullptr) checker->access_shared(block, address, kChunkBytes, access);
+    return memory;
+  };
   if (!transposed) {
     for (int row = 0; row < rows; ++row) {
       for (int chunk = 0; chunk < 2; ++chunk) {
@@ -183,11 +188,11 @@ void multiply(Warpgroup& group, const Product& product, const std::byte* a, cons
     for_each_accumulator(group, details, d, [](T& value, T& element) { element = value; });
   }
   if constexpr (std::is_same_v<T, float>) {
-    tensor_core_f32(details.a_type, details.b_type, a, kTensorCoreRowBytes, b, kTensorCoreRowBytes, d,
-                    kMostColumns, kRows, details.columns, product.accumulates);
+    tensor_core_f32(details.a_type, details.b_type, a, kTensorCoreRowBytes, b, kTensorCoreRowBytes,
+                    d, kMostColumns, kRows, details.columns, product.accumulates);
   } else {
-    tensor_core_f16(details.a_type, details.b_type, a, kTensorCoreRowBytes, b, kTensorCoreRowBytes, d,
-                    kMostColumns, kRows, details.columns, product.accumulates);
+    tensor_core_f16(details.a_type, details.b_type, a, kTensorCoreRowBytes, b, kTensorCoreRowBytes,
+                    d, kMostColumns, kRows, details.columns, product.accumulates);
   }
   for_each_accumulator(group, details, d, [](T& value, T& element) { value = element; });
 }
@@ -197,12 +202,19 @@ void perform(Warpgroup& group, const Product& product) {
   Block& block = group.warps[0]->block();
   alignas(64) std::byte a[kRows * kTensorCoreRowBytes];
   alignas(64) std::byte b[kMostColumns * kTensorCoreRowBytes];
+  const Epoch epoch(group.agent.block, group.agent.index,
+                    static_cast<uint32_t>(group.performed + 1));
+  const CheckedAccess access{.epoch = epoch,
+                             .lanes = 1,
+                             .knowledge = product.knowledge,
+                             .pc = product.pc,
+                             .is_async = true};
   if (details.a_in_registers) {
     load_registers(group, details, a);
   } else {
-    load_shared(block, product.a_descriptor, "A", details.transposes_a, kRows, a);
+    load_shared(block, product.a_descriptor, "A", details.transposes_a, kRows, access, a);
   }
-  load_shared(block, product.b_descriptor, "B", details.transposes_b, details.columns, b);
+  load_shared(block, product.b_descriptor, "B", details.transposes_b, details.columns, access, b);
   if (details.negates_a) negate(a, kRows, details.a_type);
   if (details.negates_b) negate(b, details.columns, details.b_type);
   details.accumulates_f16 ? multiply<uint16_t>(group, product, a, b)
@@ -258,6 +270,7 @@ Warpgroup& group_of(Warp& warp, LaneMask mask) {
     throw Fault(FaultKind::diverged, "lanes " + hex(~mask) + " of the warpgroup do not run it",
                 first_lane(~mask));
   }
+  if (WarpState* state = warp.checks()) state->converge(mask, warp.alive());
   const size_t index = static_cast<size_t>(warp.index()) / kWarpsOfGroup;
   std::vector<std::unique_ptr<Warpgroup>>& groups = warp.block().warpgroups();
   if (index >= groups.size()) {
@@ -289,14 +302,14 @@ void run_multiply(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const size_t place = number - group.performed;
   if (place == group.products.size()) group.products.push_back(product);
   Product& common = group.products[place];
-  product.issued = common.issued;
-  if (product != common) {
+  if (!product.is_same(common)) {
     throw Fault(FaultKind::diverged,
                 "the warpgroup's warps issue different products: descriptors " +
                     hex(product.a_descriptor) + " and " + hex(product.b_descriptor) +
                     ", in another warp " + hex(common.a_descriptor) + " and " +
                     hex(common.b_descriptor) + " at " + warp.program().place(common.pc));
   }
+  if (WarpState* state = warp.checks()) common.knowledge.join(state->publish(mask));
   if (++common.issued < kWarpsOfGroup) return;
   warp.block().cluster().issue(
       std::make_unique<ProductOperation>(group, number, warp.describe(-1)));
@@ -316,6 +329,10 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   while (member.commits.size() > rest) {
     if (member.commits.front() > group.performed) {
       return warp.retry_after(group.progress, "its products but the last groups", rest);
+    }
+    if (WarpState* state = warp.checks()) {
+      const auto last = static_cast<uint32_t>(member.commits.front());
+      if (last > 0) state->common.over.raise({group.agent.block, group.agent.index, last}, 1);
     }
     member.commits.pop_front();
   }

@@ -68,7 +68,7 @@ extern "C" __global__ void cluster_token(int rounds, uint32_t* out) {
     mbarrier_init(&arrived, 1);
     fence_mbarrier_init();
   }
-  cluster_arrive_relaxed();
+  cluster_arrive();
   cluster_wait();
   if (threadIdx.x == 0) {
     if (rank == 0) mbarrier_arrive(&arrived);  // the first has it to begin with

@@ -1,0 +1,210 @@
+#include "emulator/checks/checker.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <iterator>
+
+#include "emulator/block.hpp"
+#include "emulator/fault.hpp"
+
+namespace abyssal::emulator {
+namespace {
+
+// The bytes of word `word` that [address, address + bytes) touches.
+uint8_t bytes_of_word(uint64_t word, uint64_t address, uint64_t bytes) {
+  const uint64_t begin = std::max(word * kWordBytes, address) - word * kWordBytes;
+  const uint64_t end = std::min((word + 1) * kWordBytes, address + bytes) - word * kWordBytes;
+  return static_cast<uint8_t>((1u << end) - (1u << begin));
+}
+
+const char* name_of(AccessKind kind) {
+  switch (kind) {
+    case AccessKind::read:
+      return "read";
+    case AccessKind::write:
+      return "write";
+    case AccessKind::atomic:
+      return "atomic";
+  }
+  return "";
+}
+
+}  // namespace
+
+uint32_t Checker::add_block(const Block& block) {
+  BlockRecord& record = blocks_.emplace_back();
+  record.name = emulator::describe(block.index());
+  record.cluster = &block.cluster();
+  record.program = block.grid().description.program.get();
+  return static_cast<uint32_t>(blocks_.size() - 1);
+}
+
+Agent Checker::add_agent(uint32_t block, std::string name, uint32_t entries) {
+  BlockRecord& record = blocks_[block];
+  const uint32_t first = record.num_entries;
+  if (entries > kMostEntries - first) {
+    throw Fault(FaultKind::unsupported, "a block has more agents than strict runs can tell apart");
+  }
+  record.num_entries += entries;
+  record.agents.emplace_back(first, std::move(name));
+  return {block, first, 1};
+}
+
+void Checker::access_shared(Block& owner, uint64_t address, uint32_t bytes,
+                            const CheckedAccess& access) {
+  Shadow& shadow = *owner.shadow();
+  const uint64_t offset = address - kReservedShared;
+  for (uint64_t word = offset / kWordBytes; word * kWordBytes < offset + bytes; ++word) {
+    check(shadow, shadow[word], bytes_of_word(word, offset, bytes), access,
+          {"shared", kReservedShared + word * kWordBytes});
+  }
+}
+
+void Checker::access_global(const GlobalMemory& memory, uint64_t address, uint32_t bytes,
+                            const CheckedAccess& access) {
+  const bool has_contents = memory.last_role() != Buffer::Role::out;
+  for (uint64_t word = address / kWordBytes; word * kWordBytes < address + bytes; ++word) {
+    const auto [shadow, cell] = global_.at(word * kWordBytes);
+    if (has_contents) cell.initialised = 0xf;
+    check(shadow, cell, bytes_of_word(word, address, bytes), access, {"global", word * kWordBytes});
+  }
+}
+
+void Checker::check(Shadow& shadow, Cell& cell, uint8_t bytes, const CheckedAccess& access,
+                    Where where) {
+  const bool writes = access.kind != AccessKind::read;
+  const bool reads = access.kind != AccessKind::write;
+  if (reads && (bytes & ~cell.initialised) != 0) {
+    throw Fault(FaultKind::uninitialised,
+                std::string("it reads ") + hex(where.address) + " of " + where.space +
+                    " memory, which nobody has written",
+                access.lane);
+  }
+  const Trace now{access.epoch, access.lanes,    static_cast<uint32_t>(access.pc),   bytes,
+                  writes,       access.is_async, static_cast<uint32_t>(access.scope)};
+  shadow.review(cell, [&](Trace& trace) {
+    if ((trace.bytes & bytes) == 0) return false;
+    // The async proxy does not even keep one agent's own order.
+    const LaneMask own = is_of_same_warp(trace.epoch, access) ? access.lanes : 0;
+    const LaneMask others = trace.lanes & ~own;
+    const bool is_over = is_known(access, trace.epoch, others);
+    if ((writes || trace.writes) && !is_over && !is_allowed(trace, now)) {
+      report_race(trace, access, where);
+    }
+    const bool crosses_proxies = access.is_async && trace.writes && !trace.is_async;
+    if (crosses_proxies && !access.knowledge.fenced.covers(trace.epoch, trace.lanes)) {
+      report_missing_fence(trace, access, where);
+    }
+    // Who comes after this access comes after that trace, too.
+    if ((trace.bytes & ~bytes) != 0 || (trace.writes && !writes)) return false;
+    if (!is_over) trace.lanes = others;
+    return is_over;
+  });
+  if (writes) cell.initialised |= bytes;
+  shadow.add(cell, now);
+}
+
+bool Checker::is_of_same_warp(Epoch epoch, const CheckedAccess& access) {
+  return !access.is_async && epoch.block() == access.epoch.block() &&
+         epoch.agent() - access.warp < WarpState::kEntries;
+}
+
+bool Checker::is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes) {
+  if (lanes == 0) return true;
+  const VectorClock* more = access.more == nullptr ? nullptr : &access.more->over;
+  return access.knowledge.over.covers(epoch, lanes, more);
+}
+
+bool Checker::is_allowed(const Trace& before, const Trace& now) const {
+  if (now.writes && before.is_like(now)) return true;
+  const auto scope_before = static_cast<Scope>(before.scope);
+  const auto scope_now = static_cast<Scope>(now.scope);
+  return scope_before != Scope::none && scope_now != Scope::none &&
+         include_each_other(before.epoch.block(), scope_before, now.epoch.block(), scope_now);
+}
+
+void Checker::report_race(const Trace& other, const CheckedAccess& access, Where where) const {
+  throw Fault(FaultKind::race,
+              std::string("a race at ") + hex(where.address) + " of " + where.space +
+                  " memory: this " + name_of(access.kind) + " and the " + describe(other) +
+                  " are not ordered",
+              access.lane);
+}
+
+void Checker::report_missing_fence(const Trace& other, const CheckedAccess& access,
+                                   Where where) const {
+  throw Fault(FaultKind::missing_fence,
+              std::string("a proxy fence is missing at ") + hex(where.address) + " of " +
+                  where.space + " memory: this " + name_of(access.kind) +
+                  " of the async proxy comes after the generic " + describe(other) +
+                  " with no fence.proxy.async between them",
+              access.lane);
+}
+
+bool Checker::include_each_other(uint32_t a, Scope of_a, uint32_t b, Scope of_b) const {
+  const bool same_cluster = blocks_[a].cluster == blocks_[b].cluster;
+  const Scope needed = a == b ? Scope::cta : same_cluster ? Scope::cluster : Scope::gpu;
+  return of_a >= needed && of_b >= needed;
+}
+
+std::string Checker::describe(const Trace& trace) const {
+  const BlockRecord& block = blocks_[trace.epoch.block()];
+  const auto behind =
+      std::upper_bound(block.agents.begin(), block.agents.end(), trace.epoch.agent(),
+                       [](uint32_t entry, const auto& agent) { return entry < agent.first; });
+  std::string who = std::prev(behind)->second;
+  if (!trace.is_async) {
+    const bool is_one = std::has_single_bit(trace.lanes);
+    who += is_one ? ", lane " + std::to_string(first_lane(trace.lanes))
+                  : ", lanes " + hex(trace.lanes);
+  }
+  return std::string(trace.writes ? "write" : "read") + " by " + who + " of block " + block.name +
+         ", " + block.program->place(static_cast<int>(trace.pc));
+}
+
+// Synchronisation through memory.
+
+void Checker::publish(Word& word, uint32_t block, Scope scope, const Knowledge& news) {
+  word.version = ++num_published_;
+  for (Published& published : word.published) {
+    if (published.block != block || published.scope != scope) continue;
+    published.knowledge.join(news);
+    return;
+  }
+  word.published.push_back({block, scope, news});
+}
+
+void Checker::communicate(Warp& warp, int lane, const void* address, const Access& access) {
+  WarpState& state = *warp.checks();
+  const uint32_t block = state.agent.block;
+  const bool acquires = access.order == Order::acquire || access.order == Order::acquire_release;
+  const bool releases = access.order == Order::release || access.order == Order::acquire_release;
+  const LaneMask lanes = LaneMask{1} << lane;
+  Word& word = words_[address];
+  const bool reads = access.kind != AccessKind::write;
+  const uint64_t seen = word.version << 4 | static_cast<uint64_t>(access.scope) << 1 | acquires;
+  if (reads && seen != std::exchange(state.learned[lane], seen)) {
+    for (const Published& published : word.published) {
+      if (!include_each_other(published.block, published.scope, block, access.scope)) continue;
+      state.observed.join(published.knowledge);
+      if (acquires) state.learn(lanes, warp.alive(), published.knowledge);
+    }
+  }
+  if (access.kind == AccessKind::read) return;
+  // A plain strong write ends what releases before it began, an atomic carries it on (PTX ISA
+  // 8.8.2, release patterns).
+  if (access.kind == AccessKind::write) word.published.clear();
+  if (releases) publish(word, block, access.scope, state.publish(lanes));
+  for (Scope scope : {Scope::cta, Scope::cluster, Scope::gpu, Scope::sys}) {
+    const Knowledge& prepared = state.prepared[scope];
+    if (!prepared.is_empty()) publish(word, block, std::min(access.scope, scope), prepared);
+  }
+}
+
+void Checker::fence(Warp& warp, LaneMask lanes, Order order, Scope scope) {
+  WarpState& state = *warp.checks();
+  if (order != Order::release) state.learn(lanes, warp.alive(), state.observed);
+  if (order != Order::acquire) state.prepared[scope].join(state.publish(lanes));
+}
+
+}  // namespace abyssal::emulator
