@@ -9,6 +9,7 @@
 
 #include "emulator/device.hpp"
 #include "emulator/driver.hpp"
+#include "emulator/group.hpp"
 #include "emulator/tensor_map.hpp"
 
 namespace py = pybind11;
@@ -112,6 +113,7 @@ struct PyLaunch {
   uint32_t shared_bytes;
   std::string params;
   std::vector<BufferTuple> buffers;
+  bool overlaps_previous;
 };
 
 LaunchDescription describe(const PyLaunch& launch) {
@@ -126,26 +128,41 @@ LaunchDescription describe(const PyLaunch& launch) {
   for (const auto& [address, bytes, role] : launch.buffers) {
     arguments.buffers.push_back({address, bytes, role_of(role)});
   }
+  arguments.overlaps_previous = launch.overlaps_previous;
   return describe_launch(*launch.module, launch.kernel, std::move(arguments));
 }
 
-// Runs the launches of each stream. Returns (what printf said, [lines of each launch]).
-py::tuple run(uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict,
-              const std::vector<std::vector<PyLaunch>>& streams) {
-  Machine machine({num_sms, policy_of(policy), seed, strict});
-  std::vector<std::vector<LaunchDescription>> described;
-  for (const auto& stream : streams) {
-    auto& launches = described.emplace_back();
-    for (const PyLaunch& launch : stream) launches.push_back(describe(launch));
-  }
+// Adds a launch to the group that this thread collects for. False if there is none.
+bool add_to_group(const PyLaunch& launch, int device, uint64_t stream) {
+  LaunchGroup* group = LaunchGroup::current();
+  if (group != nullptr) group->add(device, stream, describe(launch));
+  return group != nullptr;
+}
+
+// Runs a group. Returns (what printf said, [lines of each launch]).
+py::tuple run_group(LaunchGroup group, const Options& options) {
+  Machine machine(options);
   std::vector<std::unique_ptr<Grid>> grids;
   {
     py::gil_scoped_release released;
-    grids = machine.run(std::move(described), check_signals);
+    grids = group.run(machine, check_signals);
   }
   py::list all_lines;
   for (const auto& grid : grids) all_lines.append(lines(*grid));
   return py::make_tuple(machine.printed(), all_lines);
+}
+
+py::tuple run(const PyLaunch& launch, const Options& options) {
+  LaunchGroup alone;
+  alone.add(0, 0, describe(launch));
+  return run_group(std::move(alone), options);
+}
+
+// Ends the thread's group, and runs it if `options` are given.
+std::optional<py::tuple> end_group(const std::optional<Options>& options) {
+  LaunchGroup group = LaunchGroup::end();
+  if (!options) return std::nullopt;
+  return run_group(std::move(group), *options);
 }
 
 py::bytes encode_tensor_map(int type, uint64_t address, const std::vector<uint64_t>& extents,
@@ -196,17 +213,28 @@ void bind(py::module_& extension) {
   py::class_<PyLaunch>(module, "Launch")
       .def(py::init([](std::shared_ptr<LoadedModule> loaded, std::string kernel, Triple grid,
                        Triple threads, std::optional<Triple> cluster, uint32_t shared_bytes,
-                       const py::bytes& params, std::vector<BufferTuple> buffers) {
-        return PyLaunch{
-            std::move(loaded),   std::move(kernel), grid, threads, cluster, shared_bytes,
-            std::string(params), std::move(buffers)};
+                       const py::bytes& params, std::vector<BufferTuple> buffers,
+                       bool overlaps_previous) {
+        return PyLaunch{std::move(loaded),
+                        std::move(kernel),
+                        grid,
+                        threads,
+                        cluster,
+                        shared_bytes,
+                        std::string(params),
+                        std::move(buffers),
+                        overlaps_previous};
+      }));
+  py::class_<Options>(module, "Options")
+      .def(py::init([](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict) {
+        return Options{num_sms, policy_of(policy), seed, strict};
       }));
   module.def("run", &run);
+  module.def("begin_group", &LaunchGroup::begin);
+  module.def("add_to_group", &add_to_group);
+  module.def("end_group", &end_group);
   bind_tensor_core(module);
-  module.def("set_driver_options",
-             [](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict) {
-               set_driver_options({num_sms, policy_of(policy), seed, strict});
-             });
+  module.def("set_driver_options", &set_driver_options);
   module.def("encode_tensor_map", &encode_tensor_map);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "emulator/machine.hpp"
 
@@ -28,6 +29,11 @@ Grid::Grid(Machine& machine, LaunchDescription launch)
     : machine(machine), description(std::move(launch)) {
   for (const Allocation& buffer : description.buffers) memory.add(buffer);
   executions.resize(2 * description.program->code.size());
+  if (Checker* checker = machine.checker()) {
+    agent = checker->add_grid(*this);
+    over.over.raise(agent.epoch(), 1);
+    over.fenced.raise(agent.epoch(), 1);
+  }
 }
 
 Extent Grid::clusters() const {
@@ -136,7 +142,13 @@ std::byte* Block::local(uint32_t thread, uint64_t address, uint64_t bytes, int l
   return local_.data() + thread * size + address;
 }
 
-void Block::warp_finished(Warp&) { --num_running_warps_; }
+void Block::warp_finished(Warp&) {
+  if (--num_running_warps_ == 0) release_dependents();
+}
+
+void Block::release_dependents() {
+  if (!std::exchange(has_released_, true)) ++grid().blocks_released;
+}
 
 // Cluster
 
@@ -173,9 +185,13 @@ void Cluster::check_barrier() {
 
 uint64_t Cluster::run(uint64_t budget) {
   uint64_t done = 0;
+  has_worked_ = false;
   for (auto& block : blocks_) {
     for (Warp& warp : block->warps()) {
-      if (!warp.is_finished()) done += warp.run(budget);
+      if (warp.is_finished()) continue;
+      const uint64_t of_warp = warp.run(budget);
+      done += of_warp;
+      has_worked_ |= of_warp != 0 && !warp.polls();
     }
   }
   return done;

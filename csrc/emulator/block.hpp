@@ -39,6 +39,10 @@ struct LaunchDescription {
   uint32_t dynamic_shared_bytes = 0;
   std::vector<std::byte> params;
   std::vector<Allocation> buffers;
+  int device = 0;
+  // Programmatic dependent launch: it may begin once the grid ahead of it in the stream says so.
+  bool overlaps_previous = false;
+  size_t number = 0;  // in its group
 };
 
 class Machine;
@@ -69,10 +73,17 @@ struct Grid {
   std::vector<uint64_t> executions;
   uint64_t clusters_started = 0;
   uint64_t clusters_finished = 0;
+  // Blocks that have let the next grid of the stream begin, or ended.
+  uint64_t blocks_released = 0;
 
   // With a programmatic dependent launch: the grid before, until which `griddepcontrol` waits.
   const Grid* primary = nullptr;
   Event finished;
+
+  // Strict runs: what stands for this grid, what its blocks know when they begin, and what is over
+  // once it has ended.
+  Agent agent;
+  Knowledge known, over;
 
   Extent clusters() const;
   // What the clocks of the device show.
@@ -80,6 +91,7 @@ struct Grid {
   // What `printf` says.
   void print(const std::string& text);
   bool is_finished() const { return clusters_finished == clusters().count(); }
+  bool releases_dependents() const { return blocks_released == description.grid.count(); }
 };
 
 // A named barrier (`bar`, `barrier`).
@@ -165,13 +177,14 @@ class Block {
   // Registers of the block that no warp has, for `setmaxnreg`.
   uint32_t free_registers = 0;
   Event registers_freed;
-  // Whether it lets the next grid of its stream begin (`griddepcontrol.launch_dependents`).
-  bool releases_dependents = false;
+  // Lets the next grid of the stream begin, as far as this block is concerned.
+  void release_dependents();
 
  private:
   Cluster& cluster_;
   const Extent index_;
   const uint32_t rank_;
+  bool has_released_ = false;
   uint32_t number_ = 0;
   std::unique_ptr<Shadow> shadow_;
   std::vector<std::byte> shared_;
@@ -198,6 +211,8 @@ class Cluster {
 
   // Runs each warp that can run for up to `budget` instructions. Returns how many were run.
   uint64_t run(uint64_t budget);
+  // Whether some warp did more in that turn than ask whether it can go on.
+  bool has_worked() const { return has_worked_; }
 
   // See Warp::release_joins.
   bool release_joins();
@@ -214,6 +229,7 @@ class Cluster {
   const Extent index_;
   std::vector<std::unique_ptr<Block>> blocks_;
   ClusterBarrier barrier_;
+  bool has_worked_ = false;
   std::vector<std::unique_ptr<Operation>> operations_;
 };
 

@@ -126,6 +126,7 @@ LaunchDescription describe_launch(LoadedModule& module, const std::string& name,
   launch.dynamic_shared_bytes = arguments.dynamic_shared_bytes;
   launch.params = std::move(arguments.params);
   launch.buffers = std::move(arguments.buffers);
+  launch.overlaps_previous = arguments.overlaps_previous;
   for (const Allocation& variable : module.variables()) launch.buffers.push_back(variable);
   return launch;
 }

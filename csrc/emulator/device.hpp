@@ -37,6 +37,7 @@ struct LaunchArguments {
   uint32_t dynamic_shared_bytes = 0;
   std::vector<std::byte> params;
   std::vector<Allocation> buffers;
+  bool overlaps_previous = false;
 };
 
 // Checks a launch as a driver does, and puts it together. Throws std::invalid_argument.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "emulator/device.hpp"
+#include "emulator/group.hpp"
 #include "emulator/tensor_map.hpp"
 #include "runtime/error.hpp"
 
@@ -162,6 +163,8 @@ LaunchArguments arguments_of(const CUlaunchConfig& config, const ptx::Kernel& ke
       const auto& cluster = attribute.value.clusterDim;
       arguments.cluster = {cluster.x, cluster.y, cluster.z};
       arguments.has_cluster = true;
+    } else if (attribute.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+      arguments.overlaps_previous = attribute.value.programmaticStreamSerializationAllowed != 0;
     }
   }
   arguments.params.resize(kernel.param_bytes);
@@ -182,11 +185,17 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction function, void**
     options = current_options;
   }
   try {
+    LaunchDescription launch = describe_launch(*kernel->module, kernel->name,
+                                               arguments_of(*config, *program->kernel, values));
+    const auto stream = reinterpret_cast<uintptr_t>(config->hStream);
+    if (LaunchGroup* group = LaunchGroup::current()) {
+      group->add(0, stream, std::move(launch));
+      return CUDA_SUCCESS;
+    }
+    LaunchGroup alone;
+    alone.add(0, stream, std::move(launch));
     Machine machine(options);
-    std::vector<std::vector<LaunchDescription>> streams(1);
-    streams[0].push_back(describe_launch(*kernel->module, kernel->name,
-                                         arguments_of(*config, *program->kernel, values)));
-    machine.run(std::move(streams));
+    alone.run(machine, nullptr);
   } catch (const std::invalid_argument& error) {
     last_reason = error.what();
     return CUDA_ERROR_INVALID_VALUE;

@@ -2,7 +2,8 @@
 // them here.
 //
 // There is one device. Its memory is the host's; launches run to their end before the call
-// returns. What a kernel does wrong is thrown as EmulatorError.
+// returns, unless the thread collects a group of them. What a kernel does wrong is thrown as
+// EmulatorError.
 #pragma once
 
 #include "emulator/machine.hpp"

@@ -1,6 +1,7 @@
 #include "emulator/machine.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace abyssal::emulator {
 namespace {
@@ -12,11 +13,20 @@ constexpr uint32_t kSharedBytesOfSm = 228 * 1024;
 
 // Instructions that a warp runs before it is another's turn.
 constexpr uint64_t kLongTurn = 4096;
-// Instructions without a change in memory, an arrival or the like, for each cluster that runs,
-// after which more blocks start and lanes that wait for each other are let go; and in all, after
-// which waiting is called a deadlock.
-constexpr uint64_t kPatience = 2'000;
-constexpr uint64_t kIdleInstructions = 2'000'000;
+// Turns of all warps in which they only ask in loops, after which something else is tried.
+constexpr uint64_t kPatience = 64;
+// Instructions of such turns, and of any, that change nothing: more are called a deadlock.
+constexpr uint64_t kMostOfAsking = 2'000'000;
+constexpr uint64_t kMostWithoutChange = 50'000'000;
+constexpr char kNoProgress[] = "no progress: warps run in loops and change nothing";
+
+uint64_t blocks_of_sm(const Grid& grid) {
+  const LaunchDescription& launch = grid.description;
+  const uint64_t shared =
+      kReservedShared + launch.program->shared_bytes + launch.dynamic_shared_bytes;
+  return std::min<uint64_t>(
+      {kBlocksOfSm, kThreadsOfSm / launch.threads.count(), kSharedBytesOfSm / shared});
+}
 
 std::string describe_where(const Warp& warp, int lane) {
   std::string text =
@@ -35,37 +45,49 @@ uint64_t Machine::budget() {
   return options_.policy == Policy::random ? 1 + random() % 64 : kLongTurn;
 }
 
-uint64_t Machine::resident_limit(const Grid& grid) const {
-  const LaunchDescription& launch = grid.description;
-  const uint64_t shared =
-      kReservedShared + launch.program->shared_bytes + launch.dynamic_shared_bytes;
-  const uint64_t of_sm = std::min<uint64_t>(
-      {kBlocksOfSm, kThreadsOfSm / launch.threads.count(), kSharedBytesOfSm / shared});
-  const uint64_t blocks = of_sm * options_.num_sms;
-  return std::max<uint64_t>(blocks / launch.cluster.count(), 1);
+void Machine::start_grids() {
+  for (Stream& stream : streams_) {
+    if (stream.waiting.empty()) continue;
+    const bool may_overlap = stream.waiting.front().overlaps_previous;
+    const bool is_free = stream.last == nullptr || stream.last->is_finished() ||
+                         (may_overlap && stream.last->releases_dependents());
+    if (is_free) start_grid(stream);
+  }
 }
 
-bool Machine::start_grids() {
-  bool has_started = false;
-  for (Stream& stream : streams_) {
-    if (stream.running != nullptr && stream.running->is_finished()) stream.running = nullptr;
-    if (stream.running != nullptr || stream.waiting.empty()) continue;
-    grids_.push_back(std::make_unique<Grid>(*this, std::move(stream.waiting.front())));
-    stream.waiting.pop_front();
-    stream.running = grids_.back().get();
-    stream.running->id = grids_.size();
-    has_started = true;
+void Machine::start_grid(Stream& stream) {
+  Grid& grid =
+      *grids_.emplace_back(std::make_unique<Grid>(*this, std::move(stream.waiting.front())));
+  stream.waiting.pop_front();
+  grid.id = grids_.size();
+  if (const Grid* last = std::exchange(stream.last, &grid)) {
+    const bool overlaps = !last->is_finished();
+    if (overlaps) grid.primary = last;
+    grid.known = overlaps ? last->known : last->over;
+    grid.over.join(grid.known);
   }
-  return has_started;
+}
+
+// Whether one more cluster finds SMs with room, beside those that run on its device.
+bool Machine::has_room(const Grid& grid) const {
+  double sms = 0;
+  for (const auto& other : grids_) {
+    if (other->description.device != grid.description.device) continue;
+    const uint64_t resident = other->clusters_started - other->clusters_finished;
+    sms += static_cast<double>(resident * other->description.cluster.count()) /
+           static_cast<double>(blocks_of_sm(*other));
+  }
+  const uint64_t blocks = grid.description.cluster.count();
+  sms += static_cast<double>(blocks) / static_cast<double>(blocks_of_sm(grid));
+  return sms <= options_.num_sms;
 }
 
 // Starts the next cluster of a grid that has room for one.
 bool Machine::start_cluster() {
   std::vector<Grid*> open;
   for (const auto& grid : grids_) {
-    const uint64_t resident = grid->clusters_started - grid->clusters_finished;
     const bool is_open = grid->clusters_started < grid->clusters().count();
-    if (is_open && resident < resident_limit(*grid)) open.push_back(grid.get());
+    if (is_open && (has_room(*grid) || clusters_.empty())) open.push_back(grid.get());
   }
   if (open.empty()) return false;
   Grid& grid = *open[random() % open.size()];
@@ -73,34 +95,41 @@ bool Machine::start_cluster() {
   return true;
 }
 
-// Gives each cluster a turn. Returns whether any warp ran.
 bool Machine::run_clusters() {
   bool has_run = false;
   for (size_t i = 0; i < clusters_.size(); ++i) {
     Cluster& cluster = *clusters_[i];
     const uint64_t done = cluster.run(budget());
-    clock_ += done;
     has_run |= done != 0;
-    const bool delivers = options_.policy == Policy::late    ? done == 0
-                          : options_.policy == Policy::early ? true
-                                                             : done == 0 || random() % 4 == 0;
-    if (!delivers) continue;
+    has_worked_ |= cluster.has_worked();
     if (options_.policy == Policy::early) {
       cluster.deliver_ready();
-    } else if (cluster.deliver_one()) {
-      has_run = true;
-      note_progress();
+      continue;
     }
+    const bool delivers = done == 0 || (options_.policy == Policy::random && random() % 4 == 0);
+    if (!delivers || !cluster.deliver_one()) continue;
+    has_run = true;
+    note_progress();
   }
   return has_run;
+}
+
+bool Machine::deliver_one() {
+  for (auto& cluster : clusters_) {
+    if (!cluster->deliver_one()) continue;
+    note_progress();
+    return true;
+  }
+  return false;
 }
 
 void Machine::retire_clusters() {
   for (auto& cluster : clusters_) {
     if (!cluster->is_finished()) continue;
-    while (cluster->deliver_one()) {
-    }
-    ++cluster->grid().clusters_finished;
+    cluster->deliver_ready();
+    Grid& grid = cluster->grid();
+    ++grid.clusters_finished;
+    if (grid.is_finished()) grid.finished.happen();
     note_progress();
     cluster.reset();
   }
@@ -119,37 +148,34 @@ std::vector<std::unique_ptr<Grid>> Machine::run(std::vector<std::vector<LaunchDe
     Stream& stream = streams_.emplace_back();
     for (LaunchDescription& launch : launches) stream.waiting.push_back(std::move(launch));
   }
-  uint64_t idle_since = clock_;
-  uint64_t progress = 0;
+  uint64_t progress = 0, since = clock_;
+  uint64_t rounds_of_asking = 0;
   for (uint64_t round = 0;; ++round) {
     if (interrupted != nullptr && round % 64 == 0) interrupted();
     start_grids();
     if (clusters_.empty() && !start_cluster()) break;
-    bool goes_on = run_clusters();
+    const bool goes_on = run_clusters();
     retire_clusters();
-    if (progress_ != progress) idle_since = clock_;
-    progress = progress_;
-    // Those that run may wait for blocks that do not run yet.
-    const uint64_t idle = clock_ - idle_since;
-    const bool starts =
-        !goes_on || idle > kPatience || (options_.policy == Policy::random && random() % 2 == 0);
-    if (starts && start_cluster()) {
-      goes_on = true;
-      idle_since = clock_;
-    }
-    const bool is_stuck = !goes_on && !clusters_.empty();
-    if (is_stuck || idle > kPatience * clusters_.size()) {
-      if (release_joins()) {
-        idle_since = clock_;
-      } else if (is_stuck) {
-        report_deadlock("no warp can go on");
-      } else if (idle > kIdleInstructions) {
-        report_deadlock("no progress: warps run in loops and change nothing");
-      }
-    }
+    const bool has_changed = std::exchange(progress, progress_) != progress_;
+    if (has_changed) since = clock_;
+    const bool only_asks = !has_changed && !std::exchange(has_worked_, false);
+    rounds_of_asking = only_asks ? rounds_of_asking + 1 : 0;
+    if (options_.policy == Policy::random && random() % 2 == 0) start_cluster();
+    if (clock_ - since > kMostWithoutChange) report_deadlock(kNoProgress);
+    if (goes_on && rounds_of_asking < kPatience) continue;
+    rounds_of_asking = 0;
+    if (!clusters_.empty()) go_on(goes_on, clock_ - since);
   }
   streams_.clear();
   return std::move(grids_);
+}
+
+// Those that run wait, be it in loops: for copies that are late, for blocks that do not run yet, or
+// for lanes that stand where those of their warp should meet.
+void Machine::go_on(bool polls, uint64_t idle_instructions) {
+  if (deliver_one() || start_cluster() || release_joins()) return;
+  if (!polls) report_deadlock("no warp can go on");
+  if (idle_instructions > kMostOfAsking) report_deadlock(kNoProgress);
 }
 
 void Machine::report_deadlock(const std::string& what) const {

@@ -47,6 +47,7 @@ class Machine {
   Checker* checker() { return checker_.get(); }
   uint64_t random() { return generator_(); }
   uint64_t clock() const { return clock_; }
+  void advance(uint64_t instructions) { clock_ += instructions; }
   // Something happened that others may have waited for.
   void note_progress() { ++progress_; }
   void print(const std::string& text) { printed_ += text; }
@@ -60,17 +61,20 @@ class Machine {
  private:
   struct Stream {
     std::deque<LaunchDescription> waiting;
-    Grid* running = nullptr;
+    Grid* last = nullptr;
   };
 
-  bool start_grids();
+  void start_grids();
+  void start_grid(Stream& stream);
   bool start_cluster();
+  bool has_room(const Grid& grid) const;
+  // Gives each cluster a turn. Returns whether any warp ran.
   bool run_clusters();
+  bool deliver_one();
   void retire_clusters();
   bool release_joins();
+  void go_on(bool polls, uint64_t idle_instructions);
   uint64_t budget();
-  // Bytes of shared memory, threads and blocks that the SMs have room for.
-  uint64_t resident_limit(const Grid& grid) const;
   [[noreturn]] void report_deadlock(const std::string& what) const;
 
   const Options options_;
@@ -78,6 +82,7 @@ class Machine {
   std::mt19937_64 generator_;
   uint64_t clock_ = 0;
   uint64_t progress_ = 0;
+  bool has_worked_ = false;  // some warp, in this round
   std::string printed_;
   std::vector<Stream> streams_;
   std::vector<std::unique_ptr<Grid>> grids_;

@@ -50,7 +50,11 @@ struct Allocation {
   uint64_t base = 0;
   uint64_t bytes = 0;
   Buffer::Role role = Buffer::Role::inout;
+  // An earlier launch of the same group writes it as its output.
+  bool is_written_in_group = false;
 
+  // Whether it held something when the launches began.
+  bool has_contents() const { return role != Buffer::Role::out && !is_written_in_group; }
   bool holds(uint64_t address, uint64_t size) const {
     return address - base < bytes && bytes - (address - base) >= size;
   }
@@ -61,8 +65,7 @@ class GlobalMemory {
  public:
   void add(Allocation allocation);
 
-  // Of the buffer that was found last.
-  Buffer::Role last_role() const { return last_->role; }
+  const Allocation& last_found() const { return *last_; }
 
   // The memory behind [address, address + bytes). Throws Fault.
   std::byte* find(uint64_t address, uint64_t bytes, bool writes, int lane) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "emulator/block.hpp"
 #include "emulator/instructions/bulk_groups.hpp"
@@ -32,6 +33,7 @@ Warp::Warp(Block& block, int index, LaneMask lanes)
     checks_ = std::make_unique<WarpState>();
     checks_->agent =
         checker->add_agent(block.number(), "warp " + std::to_string(index), WarpState::kEntries);
+    checks_->common = block.grid().known;
   }
 }
 
@@ -247,13 +249,23 @@ bool Warp::select() {
 
 uint64_t Warp::run(uint64_t budget) {
   uint64_t done = 0;
+  // Splits that have asked in vain, one after another.
+  size_t asked = 0;
   try {
-    while (done < budget && alive_ != 0 && select()) done += run_split(budget - done);
+    while (done < budget && alive_ != 0 && asked < splits_.size() && select()) {
+      has_yielded_ = false;
+      const uint64_t of_split = run_split(budget - done);
+      done += of_split;
+      asked = has_yielded_ ? asked + 1 : 0;
+      unasked_ = has_yielded_ ? 0 : unasked_ + of_split;
+    }
   } catch (const Fault& fault) {
     throw EmulatorError(fault.kind, describe(fault.lane) + ": " + fault.what());
   }
   return done;
 }
+
+uint64_t Warp::clock() const { return block_->grid().clock() + executed_; }
 
 std::string Warp::describe(int lane) const {
   std::string text = program_->kernel->name + ": " + program_->place(pc_) + ", block " +
@@ -265,9 +277,9 @@ std::string Warp::describe(int lane) const {
 uint64_t Warp::run_split(uint64_t budget) {
   const Instruction* code = program_->code.data();
   uint64_t* executions = block_->grid().executions.data();
-  uint64_t done = 0;
+  executed_ = 0;
   may_continue_ = true;
-  while (done < budget && may_continue_) {
+  while (executed_ < budget && may_continue_) {
     Split& split = splits_[current_];
     if (split.join >= 0 && joins_[split.join].pc == static_cast<int32_t>(split.pc)) {
       arrive_at_join();
@@ -281,12 +293,14 @@ uint64_t Warp::run_split(uint64_t budget) {
       mask &= instruction.guard_is_negated ? ~guard : guard;
     }
     ++split.pc;
-    ++done;
+    ++executed_;
     if (mask == 0) continue;
     executions[2 * pc_] += 1;
     executions[2 * pc_ + 1] += static_cast<uint64_t>(std::popcount(mask));
     instruction.run(*this, instruction, mask);
   }
+  const uint64_t done = std::exchange(executed_, 0);
+  block_->grid().machine.advance(done);
   return done;
 }
 

@@ -113,8 +113,12 @@ class Warp {
   void await(const Event& event, const char* reason, uint64_t value = 0);
   // The lanes that run now come back to this instruction when `event` has happened again.
   void retry_after(const Event& event, const char* reason, uint64_t value = 0);
-  // Lets others run before the next instruction.
-  void yield() { may_continue_ = false; }
+  // Lets others run before the next instruction: these lanes may be waiting in a loop for what
+  // others do.
+  void yield() {
+    may_continue_ = false;
+    has_yielded_ = true;
+  }
   // For `.sync` instructions, which name the lanes that take part: once all of `members` that are
   // alive stand at this instruction, returns them; they run it together and go on. Until then
   // returns 0, and the lanes that run now wait here.
@@ -128,6 +132,10 @@ class Warp {
 
   // Runs up to `budget` instructions. Returns how many; 0 if no lane could run.
   uint64_t run(uint64_t budget);
+  // Whether it has asked just now what others do, as loops that wait do.
+  bool polls() const { return unasked_ < kLongestQuestion; }
+  // What the clocks of the device show now.
+  uint64_t clock() const;
   bool is_finished() const { return alive_ == 0; }
   // Lets lanes go on that wait for others of the warp to meet them. PTX promises no meeting, and
   // every thread progress: a thread that holds a lock must not wait for those that want it.
@@ -160,6 +168,11 @@ class Warp {
   LaneMask lanes_;
   LaneMask alive_;
   bool may_continue_ = true;
+  bool has_yielded_ = false;
+  // Instructions since it has asked, and how many a loop that asks may have.
+  uint64_t unasked_ = kLongestQuestion;
+  static constexpr uint64_t kLongestQuestion = 64;
+  uint64_t executed_ = 0;  // instructions of the turn of a split
   int pc_ = 0;
   size_t current_ = 0;
   std::vector<Split> splits_;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,6 +98,9 @@ class Device(Protocol):
     def load_ptx(self, text: str) -> Any:
         """A module: .launch(name, grid, block, args, *, cluster, shared_bytes, dependent)."""
 
+    def queue(self) -> AbstractContextManager[None]:
+        """Around launches that follow each other without a wait by the host."""
+
     def upload(self, values: np.ndarray, role: str) -> Any:
         """A buffer with these values; of an "out" buffer only the size. "in", "out" or "inout"."""
 
@@ -137,17 +141,18 @@ def run(device: Device, module: Any, case: Case) -> Arrays:
             element_strides=wanted.element_strides or (1,) * array.ndim,
             fill=wanted.fill,
         )
-    for launch in case.launches:
-        arguments = [values[a] if isinstance(a, str) else a for a in launch.arguments]
-        module.launch(
-            launch.entry,
-            launch.grid,
-            launch.block,
-            arguments,
-            cluster=launch.cluster,
-            shared_bytes=launch.shared_bytes,
-            dependent=launch.dependent,
-        )
+    with device.queue():
+        for launch in case.launches:
+            arguments = [values[a] if isinstance(a, str) else a for a in launch.arguments]
+            module.launch(
+                launch.entry,
+                launch.grid,
+                launch.block,
+                arguments,
+                cluster=launch.cluster,
+                shared_bytes=launch.shared_bytes,
+                dependent=launch.dependent,
+            )
     return {
         name: device.download(buffers[name], array.values)
         for name, array in case.arrays.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ class EmulatorDevice:
 
     def load_ptx(self, text: str) -> EmulatorModule:
         return EmulatorModule(self.device.load_ptx(text))
+
+    def queue(self) -> AbstractContextManager[None]:
+        return emulator.concurrent()
 
     def upload(self, values: np.ndarray, role: str) -> Any:
         memory = values.copy()
@@ -75,7 +79,6 @@ class EmulatorModule:
         shared_bytes: int,
         dependent: bool,
     ) -> None:
-        """A dependent launch runs after the one before it, which is one of its orders."""
         self.module.launch(
             name,
             grid,
@@ -83,4 +86,5 @@ class EmulatorModule:
             args,
             cluster=cluster if cluster > 1 else None,
             shared_bytes=shared_bytes,
+            dependent=dependent,
         )

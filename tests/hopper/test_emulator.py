@@ -30,9 +30,6 @@ def device():
 UNFINISHED = {
     "cluster_store/2": "st.async is unknown to the emulator",
     "cluster_store/4": "st.async is unknown to the emulator",
-    "grid_barrier": "lanes behind a spinning lane are let go before it: diverged bar.sync",
-    "dependent_launch": "launches of a group do not share what is initialised yet",
-    "clocks": "%clock64 and %globaltimer stand still",
 }
 NAMES = [
     pytest.param(name, marks=pytest.mark.xfail(reason=UNFINISHED[name]))

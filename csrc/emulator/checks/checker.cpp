@@ -31,11 +31,19 @@ const char* name_of(AccessKind kind) {
 
 }  // namespace
 
+Agent Checker::add_grid(const Grid& grid) {
+  BlockRecord& record = blocks_.emplace_back();
+  record.device = grid.description.device;
+  return {static_cast<uint32_t>(blocks_.size() - 1), 0, 1};
+}
+
 uint32_t Checker::add_block(const Block& block) {
   BlockRecord& record = blocks_.emplace_back();
   record.name = emulator::describe(block.index());
   record.cluster = &block.cluster();
   record.program = block.grid().description.program.get();
+  record.device = block.grid().description.device;
+  record.grid = block.grid().agent.epoch();
   return static_cast<uint32_t>(blocks_.size() - 1);
 }
 
@@ -62,7 +70,7 @@ void Checker::access_shared(Block& owner, uint64_t address, uint32_t bytes,
 
 void Checker::access_global(const GlobalMemory& memory, uint64_t address, uint32_t bytes,
                             const CheckedAccess& access) {
-  const bool has_contents = memory.last_role() != Buffer::Role::out;
+  const bool has_contents = memory.last_found().has_contents();
   for (uint64_t word = address / kWordBytes; word * kWordBytes < address + bytes; ++word) {
     const auto [shadow, cell] = global_.at(word * kWordBytes);
     if (has_contents) cell.initialised = 0xf;
@@ -92,7 +100,7 @@ void Checker::check(Shadow& shadow, Cell& cell, uint8_t bytes, const CheckedAcce
       report_race(trace, access, where);
     }
     const bool crosses_proxies = access.is_async && trace.writes && !trace.is_async;
-    if (crosses_proxies && !access.knowledge.fenced.covers(trace.epoch, trace.lanes)) {
+    if (crosses_proxies && !is_fenced(access, trace)) {
       report_missing_fence(trace, access, where);
     }
     // Who comes after this access comes after that trace, too.
@@ -109,10 +117,20 @@ bool Checker::is_of_same_warp(Epoch epoch, const CheckedAccess& access) {
          epoch.agent() - access.warp < WarpState::kEntries;
 }
 
-bool Checker::is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes) {
+bool Checker::is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes) const {
   if (lanes == 0) return true;
   const VectorClock* more = access.more == nullptr ? nullptr : &access.more->over;
-  return access.knowledge.over.covers(epoch, lanes, more);
+  if (access.knowledge.over.covers(epoch, lanes, more)) return true;
+  // All of a grid is over at once.
+  const Epoch grid = blocks_[epoch.block()].grid;
+  const bool is_of_other_grid = grid != blocks_[access.epoch.block()].grid;
+  return is_of_other_grid && access.knowledge.over.covers(grid, 1, more);
+}
+
+bool Checker::is_fenced(const CheckedAccess& access, const Trace& trace) const {
+  const VectorClock& fenced = access.knowledge.fenced;
+  return fenced.covers(trace.epoch, trace.lanes) ||
+         fenced.covers(blocks_[trace.epoch.block()].grid, 1);
 }
 
 bool Checker::is_allowed(const Trace& before, const Trace& now) const {
@@ -143,7 +161,11 @@ void Checker::report_missing_fence(const Trace& other, const CheckedAccess& acce
 
 bool Checker::include_each_other(uint32_t a, Scope of_a, uint32_t b, Scope of_b) const {
   const bool same_cluster = blocks_[a].cluster == blocks_[b].cluster;
-  const Scope needed = a == b ? Scope::cta : same_cluster ? Scope::cluster : Scope::gpu;
+  const bool same_device = blocks_[a].device == blocks_[b].device;
+  const Scope needed = a == b         ? Scope::cta
+                       : same_cluster ? Scope::cluster
+                       : same_device  ? Scope::gpu
+                                      : Scope::sys;
   return of_a >= needed && of_b >= needed;
 }
 

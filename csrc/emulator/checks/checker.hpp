@@ -25,6 +25,7 @@ namespace abyssal::emulator {
 
 class Block;
 class Cluster;
+struct Grid;
 
 // One access, as the checker sees it.
 struct CheckedAccess {
@@ -42,6 +43,8 @@ struct CheckedAccess {
 
 class Checker {
  public:
+  // What stands for all that a grid does, once it has ended.
+  Agent add_grid(const Grid& grid);
   // A number for a block that begins, and a name for reports.
   uint32_t add_block(const Block& block);
   // An agent of a block, with as many entries in vector clocks.
@@ -61,6 +64,8 @@ class Checker {
     std::string name;
     const Cluster* cluster = nullptr;
     const Program* program = nullptr;
+    int device = 0;
+    Epoch grid;
     uint32_t num_entries = 0;
     std::vector<std::pair<uint32_t, std::string>> agents;  // by their first entries
   };
@@ -88,7 +93,8 @@ class Checker {
                                          Where where) const;
   static bool is_of_same_warp(Epoch epoch, const CheckedAccess& access);
   // Whether what `lanes` of an agent did is over for who accesses.
-  static bool is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes);
+  bool is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes) const;
+  bool is_fenced(const CheckedAccess& access, const Trace& trace) const;
   // Whether accesses that nothing orders may meet at a word all the same.
   bool is_allowed(const Trace& before, const Trace& now) const;
   // Whether both scopes reach from one block to the other.

@@ -1,5 +1,6 @@
 // setmaxnreg and griddepcontrol (PTX ISA 9.7.19.5 and 9.7.13.14).
 
+#include "emulator/checks/warp_state.hpp"
 #include "emulator/decoder.hpp"
 #include "emulator/machine.hpp"
 
@@ -49,15 +50,22 @@ void decode_setmaxnreg(Decoding& decoding) {
 }
 
 void run_launch_dependents(Warp& warp, const Instruction&, LaneMask) {
-  warp.block().releases_dependents = true;
+  warp.block().release_dependents();
 }
 
 // Blocks of a launch that need not wait for the grid before it begin early; this is where they do.
-void run_wait_for_primary(Warp& warp, const Instruction&, LaneMask) {
-  const Grid* primary = warp.block().grid().primary;
-  if (primary != nullptr && !primary->is_finished()) {
-    warp.retry_after(primary->finished, "the grid that was launched before it", primary->id);
+void run_wait_for_primary(Warp& warp, const Instruction&, LaneMask mask) {
+  Grid& grid = warp.block().grid();
+  if (grid.primary == nullptr) return;
+  if (!grid.primary->is_finished()) {
+    warp.retry_after(grid.primary->finished, "the grid that was launched before it",
+                     grid.primary->id);
+    return;
   }
+  if (warp.checks() == nullptr) return;
+  // What that grid did is visible, to the async proxy as well (PTX ISA 9.7.13.14).
+  warp.checks()->learn(mask, warp.alive(), grid.primary->over);
+  grid.over.join(grid.primary->over);
 }
 
 void decode_griddepcontrol(Decoding& decoding) {

@@ -95,7 +95,7 @@ void decode_unpack(Decoding& decoding, Type type) {
 
 // Clocks count the instructions of the whole emulation: time goes on, at no honest rate.
 void run_clock(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const uint64_t now = warp.block().grid().clock() << instruction.variant;
+  const uint64_t now = warp.clock() << instruction.variant;
   for_lanes(mask, [&](int lane) { warp.set_bits(instruction.destinations[0], lane, now); });
   // Who polls the clock waits for others.
   warp.yield();

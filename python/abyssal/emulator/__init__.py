@@ -8,6 +8,7 @@ See docs/emulator.md.
 """
 
 from abyssal.emulator.device import (
+    Cluster,
     Device,
     EmulatorError,
     In,
@@ -15,7 +16,19 @@ from abyssal.emulator.device import (
     Module,
     Out,
     TensorMap,
+    concurrent,
 )
 from abyssal.emulator.tensor_core import tensor_core
 
-__all__ = ["Device", "EmulatorError", "In", "InOut", "Module", "Out", "TensorMap", "tensor_core"]
+__all__ = [
+    "Cluster",
+    "Device",
+    "EmulatorError",
+    "In",
+    "InOut",
+    "Module",
+    "Out",
+    "TensorMap",
+    "concurrent",
+    "tensor_core",
+]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +108,27 @@ class Device:
         self.policy = policy
         self.seed = seed
         self.strict = strict
+        self.index = next(_indices)
+
+    @property
+    def _options(self) -> tuple[int, str, int, bool]:
+        return self.num_sms, self.policy, self.seed, self.strict
+
+    @contextmanager
+    def for_ops(self) -> Iterator[None]:
+        """Inside of the block, `abyssal.backend("emulator")` runs ops as this device would.
+
+        For all threads, with this device's num_sms, policy, seed and strict.
+        """
+        global _ops_options
+        before, _ops_options = _ops_options, self._options
+        extension = runtime.extension().emulator
+        try:
+            extension.set_driver_options(extension.Options(*self._options))
+            yield
+        finally:
+            _ops_options = before
+            extension.set_driver_options(extension.Options(*before))
 
     def load_ptx(self, text: str) -> Module:
         """Reads PTX. Raises EmulatorError, with the line, for what is not PTX for sm_90a."""
@@ -197,8 +221,10 @@ class Module:
         cluster: Extent | None = None,
         shared_bytes: int = 0,
         buffers: Sequence[Any] = (),
+        stream: int = 0,
+        dependent: bool = False,
     ) -> None:
-        """Runs a kernel to its end.
+        """Runs a kernel to its end, or inside of `concurrent` adds it to the launches there.
 
         Args:
             name: the entry point, as it is written in the PTX.
@@ -209,6 +235,10 @@ class Module:
             cluster: blocks of a cluster.
             shared_bytes: dynamic shared memory of a block.
             buffers: tensors whose addresses are inside of structs among `args`.
+            stream: which of the device's streams, for launches inside of `concurrent`.
+            dependent: a programmatic dependent launch: its blocks may begin before the launch
+                ahead of it in the stream has ended (CUDA programming guide, programmatic
+                dependent launch).
 
         Raises:
             InputError: an argument does not fit.
@@ -236,17 +266,124 @@ class Module:
             shared_bytes,
             bytes(packed),
             memory,
+            dependent,
         )
-        device = self.device
         try:
-            printed, lines = extension.run(
-                device.num_sms, device.policy, device.seed, device.strict, [[launch]]
-            )
+            group = _group.get()
+            if group is not None:
+                group.add(self, launch, stream, (args, buffers))
+                return
+            result = extension.run(launch, extension.Options(*self.device._options))
         except ValueError as error:
             raise InputError(str(error)) from None
-        self._lines = lines[0]
-        if printed:
-            print(printed, end="")
+        _finish(result, [self])
+
+
+class _Group:
+    """Launches that wait for the end of `concurrent`."""
+
+    def __init__(self) -> None:
+        self.modules: list[Module | None] = []
+        self.options: tuple[int, str, int, bool] | None = None
+        self._kept: list[Any] = []
+
+    def add(self, module: Module, launch: Any, stream: int, kept: Any) -> None:
+        options = module.device._options
+        if self.options is not None and self.options != options:
+            raise InputError(
+                "devices whose launches run together must have the same num_sms, policy, seed and "
+                f"strict; they have {self.options} and {options}"
+            )
+        runtime.extension().emulator.add_to_group(launch, module.device.index, stream)
+        self.options = options
+        self.modules.append(module)
+        self._kept.append(kept)
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        """Notes a launch by an op, and what it uses."""
+        self.modules.append(None)
+        self._kept.append(tensors)
+
+
+@contextmanager
+def concurrent() -> Iterator[None]:
+    """Collects the launches of this thread, and runs them together at the end of the block.
+
+    Launches of one stream of one device run one after another, all else at the same time, as the
+    devices' policy has it: kernels that wait for kernels on other devices, or for a later launch
+    in another stream, can be run. Tensors hold their results after the block; ops of
+    `abyssal.backend("emulator")` take part, on a device of their own.
+
+    Raises:
+        InputError: groups do not nest, and devices whose launches run together must have the same
+            num_sms, policy, seed and strict.
+        EmulatorError: as `Module.launch`.
+    """
+    extension = runtime.extension().emulator
+    if _group.get() is not None:
+        raise InputError("groups of launches do not nest")
+    extension.begin_group()
+    group = _Group()
+    token = _group.set(group)
+    options = None
+    try:
+        yield
+        options = group.options or _ops_options
+    finally:
+        _group.reset(token)
+        # What fails inside of the block runs nothing.
+        result = extension.end_group(options and extension.Options(*options))
+    _finish(result, group.modules)
+
+
+def keep_for_group(tensors: Sequence[Tensor]) -> None:
+    """Keeps what an op's kernel uses until it has run. Does nothing outside of `concurrent`."""
+    group = _group.get()
+    if group is not None:
+        group.keep(tensors)
+
+
+class Cluster:
+    """Devices that can reach each other's memory, as over NVLink.
+
+    Args:
+        num_devices: how many; `cluster[i]` is one of them.
+        num_sms, policy, seed, strict: of each `Device`.
+    """
+
+    def __init__(
+        self,
+        num_devices: int,
+        num_sms: int = 132,
+        policy: Policy = "late",
+        seed: int = 0,
+        strict: bool = True,
+    ) -> None:
+        if num_devices < 1:
+            raise InputError(f"num_devices must be at least 1, not {num_devices}")
+        self.devices = [Device(num_sms, policy, seed, strict) for _ in range(num_devices)]
+
+    def __getitem__(self, index: int) -> Device:
+        return self.devices[index]
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+
+_ops_options = (132, "late", 0, True)
+# Ops launch on device 0.
+_indices = itertools.count(1)
+_group: ContextVar[_Group | None] = ContextVar("group", default=None)
+
+
+def _finish(result: tuple[str, list[Any]], modules: Sequence[Module | None]) -> None:
+    """Hands out what a run has told of each launch."""
+    printed, lines = result
+    for module, of_launch in zip(modules, lines, strict=True):
+        if module is not None:
+            module._lines = of_launch
+    if printed:
+        print(printed, end="")
 
 
 def _unwrap(value: Array | In | Out | InOut) -> tuple[Array, str]:

@@ -57,17 +57,22 @@ class Target:
     stream: int  # the stream's handle
 
 
-def launch_target(backend: str, device: torch.device) -> Target:
-    """Where kernels for tensors on `device` go: their GPU's current stream, or the emulator.
+def launch_target(backend: str, *tensors: torch.Tensor) -> Target:
+    """Where a kernel that uses `tensors` goes: their GPU's current stream, or the emulator.
 
     Raises InputError, with the reason, if `backend` cannot run there.
     """
+    device = tensors[0].device
     if backend == "emulator":
         if device.type != "cpu":
             raise InputError(f"backend emulator takes CPU tensors, and this one is on {device}")
         reason = runtime.why_not_emulator()
         if reason is not None:
             raise InputError(f"backend emulator cannot run: {reason}")
+        # Imports the extension, which other backends do without.
+        from abyssal.emulator.device import keep_for_group
+
+        keep_for_group(tensors)
         return Target(runtime.extension().emulated_device, 0)
     if device.type != "cuda":
         raise InputError(f"backend cuda takes CUDA tensors, and this one is on {device}")

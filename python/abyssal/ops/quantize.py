@@ -134,7 +134,7 @@ def _into(
         data.copy_(result[0])
         scale.copy_(result[1])
         return
-    target = launch_target(backend, x.device)
+    target = launch_target(backend, x, data, scale)
     rows, columns = x.shape
     runtime.extension().quantize_1x128(
         target.device,
