@@ -226,8 +226,9 @@ void bind(py::module_& extension) {
                         overlaps_previous};
       }));
   py::class_<Options>(module, "Options")
-      .def(py::init([](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict) {
-        return Options{num_sms, policy_of(policy), seed, strict};
+      .def(py::init([](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict,
+                       bool tolerates_stores_at_exit) {
+        return Options{num_sms, policy_of(policy), seed, strict, tolerates_stores_at_exit};
       }));
   module.def("run", &run);
   module.def("begin_group", &LaunchGroup::begin);

@@ -112,7 +112,14 @@ Block& Block::owner(uint64_t shared_address, int lane) {
                     std::to_string(cluster_.blocks().size()),
                 lane);
   }
-  return *cluster_.blocks()[field - 1];
+  Block& block = *cluster_.blocks()[field - 1];
+  if (&block != this && block.is_finished()) {
+    throw Fault(FaultKind::in_flight,
+                "shared address " + hex(shared_address) + " is of block " +
+                    describe(block.index()) + ", which has ended",
+                lane);
+  }
+  return block;
 }
 
 std::byte* Block::shared(uint64_t address, uint64_t bytes, int lane) {
@@ -143,7 +150,14 @@ std::byte* Block::local(uint32_t thread, uint64_t address, uint64_t bytes, int l
 }
 
 void Block::warp_finished(Warp&) {
-  if (--num_running_warps_ == 0) release_dependents();
+  if (--num_running_warps_ != 0) return;
+  release_dependents();
+  for (const auto& operation : cluster_.operations()) {
+    if (!operation->uses_shared_of(*this)) continue;
+    if (operation->is_store() && grid().machine.options().tolerates_stores_at_exit) continue;
+    throw Fault(FaultKind::in_flight, "the block ends, and its shared memory is still in use by " +
+                                          operation->describe());
+  }
 }
 
 void Block::release_dependents() {

@@ -45,6 +45,7 @@ struct LaunchDescription {
   size_t number = 0;  // in its group
 };
 
+class Block;
 class Machine;
 
 // Work that goes on beside the threads: a copy, a product. When its steps happen is the adversary's
@@ -55,8 +56,10 @@ class Operation {
   virtual bool is_ready() const { return true; }
   // Does the next step. Returns whether it was the last.
   virtual bool step() = 0;
-  // Whether it still has to read shared memory of the block that issued it.
-  virtual bool reads_shared() const { return false; }
+  // Whether it still has to read or write shared memory of this block.
+  virtual bool uses_shared_of(const Block& block) const = 0;
+  // Whether it only reads it, for global memory.
+  virtual bool is_store() const { return false; }
   // For reports: "a TMA load at gemm.cu:12 of warp 0 in block (0, 0, 0)".
   virtual std::string describe() const = 0;
 };

@@ -413,6 +413,14 @@ std::shared_ptr<const Program> decode(const ModuleImage& image, const ptx::Kerne
   last.opcode = "exit";
   decode_instruction(builder, last, code.back());
 
+  auto uses = std::make_unique<ProductRegisterUses>(kernel);
+  for (size_t pc = 0; pc < uses->of_instruction.size(); ++pc) {
+    const bool is_product =
+        pc < kernel.instructions.size() && kernel.instructions[pc].opcode == "wgmma";
+    code[pc].touches_products = !is_product && !uses->of_instruction[pc].empty();
+  }
+  builder.program->product_registers = std::move(uses);
+
   const std::vector<int> joins = immediate_post_dominators(successors(kernel));
   for (size_t pc = 0; pc < joins.size(); ++pc) code[pc].join = joins[pc];
   return builder.program;

@@ -28,6 +28,9 @@ struct Options {
   Policy policy = Policy::late;
   uint64_t seed = 0;
   bool strict = true;
+  // A block may end while bulk stores still read its shared memory. The PTX ISA does not allow it,
+  // and public kernels do it.
+  bool tolerates_stores_at_exit = false;
 };
 
 // What went wrong, in words for the user.

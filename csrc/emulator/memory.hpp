@@ -41,6 +41,11 @@ inline uint32_t rank_field(uint64_t shared_address) {
   return static_cast<uint32_t>(shared_address >> kRankShift);
 }
 
+// A shared address, of a generic one or of what is one already.
+inline uint64_t to_shared(uint64_t address) {
+  return is_in_window(address, kSharedWindow) ? address - kSharedWindow : address;
+}
+
 inline uint64_t inside_block(uint64_t shared_address) {
   return shared_address & ((uint64_t{1} << kRankShift) - 1);
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/checks/product_registers.hpp"
 #include "emulator/lanes.hpp"
 #include "emulator/operands.hpp"
 #include "emulator/ptx/syntax.hpp"
@@ -35,10 +36,11 @@ struct Instruction {
   Destination destinations[2];
   uint32_t guard = kNoRegister;
   bool guard_is_negated = false;
-  uint8_t negated = 0;  // bit i: predicate source i is taken negated
-  uint8_t variant = 0;  // of handlers that serve several modifiers
-  int32_t target = -1;  // branches: where to
-  int32_t join = -1;    // branches: where lanes that part here meet again; -1: nowhere
+  uint8_t negated = 0;            // bit i: predicate source i is taken negated
+  uint8_t variant = 0;            // of handlers that serve several modifiers
+  bool touches_products = false;  // registers that products use, and is none
+  int32_t target = -1;            // branches: where to
+  int32_t join = -1;              // branches: where lanes that part here meet again; -1: nowhere
   int64_t immediate = 0;
   std::unique_ptr<const Details> details;
 };
@@ -53,6 +55,7 @@ struct Program {
   uint32_t shared_bytes = 0;  // static, without the window's reserved kilobyte
   uint32_t dynamic_shared_alignment = 1;
   uint32_t local_bytes = 0;  // of a thread, parameters of calls included
+  std::unique_ptr<const ProductRegisterUses> product_registers;
   // Host addresses of the module's `.global` and `.const` variables, by their index.
   std::vector<uint64_t> module_addresses;
 

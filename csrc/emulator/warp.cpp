@@ -34,6 +34,9 @@ Warp::Warp(Block& block, int index, LaneMask lanes)
     checks_->agent =
         checker->add_agent(block.number(), "warp " + std::to_string(index), WarpState::kEntries);
     checks_->common = block.grid().known;
+    if (!program_->product_registers->is_empty()) {
+      product_registers_ = std::make_unique<ProductRegisters>(*program_);
+    }
   }
 }
 
@@ -173,8 +176,21 @@ void Warp::exit(LaneMask lanes) {
   }
   may_continue_ = false;
   exited_->happen();
-  if (alive_ == 0) block_->warp_finished(*this);
+  if (alive_ == 0) {
+    require_nothing_in_flight();
+    block_->warp_finished(*this);
+  }
   block_->cluster().check_barrier();
+}
+
+void Warp::require_nothing_in_flight() const {
+  const size_t group = static_cast<size_t>(index_) / kWarpsOfGroup;
+  if (product_registers_ == nullptr || group >= block_->warpgroups().size()) return;
+  const auto& member = block_->warpgroups()[group]->members[index_ % kWarpsOfGroup];
+  if (member.issued > product_registers_->waited()) {
+    throw Fault(FaultKind::in_flight,
+                "the warp ends, and no wgmma.wait_group has waited for the last of its products");
+  }
 }
 
 void Warp::await(const Event& event, const char* reason, uint64_t value) {
@@ -295,6 +311,7 @@ uint64_t Warp::run_split(uint64_t budget) {
     ++split.pc;
     ++executed_;
     if (mask == 0) continue;
+    if (instruction.touches_products && product_registers_) product_registers_->touch(*this);
     executions[2 * pc_] += 1;
     executions[2 * pc_ + 1] += static_cast<uint64_t>(std::popcount(mask));
     instruction.run(*this, instruction, mask);

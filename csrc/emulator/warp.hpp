@@ -21,6 +21,7 @@ namespace abyssal::emulator {
 
 class Block;
 class BulkGroups;
+class ProductRegisters;
 struct WarpState;
 class Machine;
 
@@ -80,8 +81,9 @@ class Warp {
   uint64_t bits(const Source& source, int lane) const;
   void set_bits(const Destination& destination, int lane, uint64_t value);
 
-  // Null unless the run is strict.
+  // Null unless the run is strict; the other, unless the kernel has products as well.
   WarpState* checks() { return checks_.get(); }
+  ProductRegisters* product_registers() { return product_registers_.get(); }
 
   Block& block() { return *block_; }
   const Block& block() const { return *block_; }
@@ -157,6 +159,7 @@ class Warp {
   uint64_t run_split(uint64_t budget);
   void arrive_at_join();
   void release_if_complete(int join);
+  void require_nothing_in_flight() const;
   void drop_current();
   int new_join(int32_t pc, LaneMask lanes, int outer);
 
@@ -181,6 +184,7 @@ class Warp {
   // Happens when lanes exit, for splits that wait for them.
   std::unique_ptr<Event> exited_ = std::make_unique<Event>();
   std::unique_ptr<WarpState> checks_;
+  std::unique_ptr<ProductRegisters> product_registers_;
   std::map<int, std::unique_ptr<BulkGroups>> bulk_groups_;
   std::unique_ptr<Event> bulk_progress_ = std::make_unique<Event>();
 };

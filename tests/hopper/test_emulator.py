@@ -26,20 +26,9 @@ def device():
     return on_emulator.EmulatorDevice()
 
 
-# What the emulator cannot do yet: the mark fails as soon as it can.
-UNFINISHED = {
-    "cluster_store/2": "st.async is unknown to the emulator",
-    "cluster_store/4": "st.async is unknown to the emulator",
-}
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=UNFINISHED[name]))
-    if name in UNFINISHED
-    else name
-    for name in CASES
-]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_case(name, load, device):
     case = make_case(name)
     check(case, run(device, load(device, case.source), case))

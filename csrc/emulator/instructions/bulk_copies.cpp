@@ -140,15 +140,12 @@ class LoadOperation : public Operation {
         target_(target),
         shared_(shared),
         barrier_(barrier),
-        epoch_(barrier.agent.epoch()) {
-    if (epoch_) barrier.outstanding.push_back(barrier.agent.clock++);
-  }
+        epoch_(begin_copy(barrier)) {}
 
   bool step() override {
     try {
       move();
-      if (epoch_) settle();
-      complete_transactions(barrier_, copy_.bytes);
+      end_copy(barrier_, epoch_, copy_.bytes);
     } catch (const Fault& fault) {
       throw EmulatorError(fault.kind, describe() + ": " + fault.what());
     }
@@ -156,6 +153,11 @@ class LoadOperation : public Operation {
   }
 
   std::string describe() const override { return copy_.place; }
+
+  bool uses_shared_of(const Block& block) const override {
+    const bool reads_it = copy_.details.direction == Direction::shared_to_shared;
+    return &target_ == &block || (reads_it && &copy_.block == &block);
+  }
 
  private:
   void move() {
@@ -170,14 +172,6 @@ class LoadOperation : public Operation {
                          : copy_.global_side(global + begin, end - begin, epoch_, AccessKind::read);
       std::memcpy(to + begin, from, end - begin);
     });
-  }
-
-  // This copy is over: those that wait know of all up to the oldest that is not.
-  void settle() {
-    std::vector<uint32_t>& outstanding = barrier_.outstanding;
-    std::erase(outstanding, epoch_.clock());
-    const uint32_t next = outstanding.empty() ? barrier_.agent.clock : outstanding.front();
-    barrier_.arriving.over.raise({epoch_.block(), epoch_.agent(), next - 1}, 1);
   }
 
   const Copy copy_;
@@ -214,7 +208,10 @@ class StoreOperation : public Operation {
     return std::exchange(has_read_, true);
   }
 
-  bool reads_shared() const override { return !has_read_; }
+  bool uses_shared_of(const Block& block) const override {
+    return !has_read_ && &copy_.block == &block;
+  }
+  bool is_store() const override { return true; }
   std::string describe() const override { return copy_.place; }
 
  private:
@@ -251,10 +248,6 @@ class StoreOperation : public Operation {
 };
 
 // Issuing.
-
-uint64_t to_shared(uint64_t address) {
-  return is_in_window(address, kSharedWindow) ? address - kSharedWindow : address;
-}
 
 void require_aligned(uint64_t value, uint64_t multiple, const char* what, int lane) {
   if (value % multiple == 0) return;

@@ -19,11 +19,6 @@ namespace {
 constexpr uint32_t kMostArrivals = (1u << 20) - 1;
 constexpr int64_t kMostTransactions = (1 << 20) - 1;
 
-uint64_t shared_address(const Warp& warp, const Instruction& instruction, int slot, int lane) {
-  const uint64_t address = lane_address(warp, instruction, slot, lane);
-  return is_in_window(address, kSharedWindow) ? address - kSharedWindow : address;
-}
-
 std::string state_of(const Mbarrier& barrier) {
   return std::to_string(barrier.pending) + " of " + std::to_string(barrier.expected) +
          " arrivals and " + std::to_string(barrier.transactions) + " bytes pending in phase " +
@@ -59,21 +54,12 @@ void arrive(Mbarrier& barrier, uint32_t count, bool drops, int lane) {
   if (drops) barrier.expected -= count;
 }
 
-// Threads may use an mbarrier once its initialisation is ordered before.
-void require_initialised(const Mbarrier& barrier, const WarpState& state, int lane) {
-  const bool is_own = barrier.initialised.is_of_same_agent(state.initialisations());
-  if (is_own || state.common.over.covers(barrier.initialised, 1)) return;
-  const Knowledge* more = state.extra[lane].get();
-  if (more != nullptr && more->over.covers(barrier.initialised, 1)) return;
-  throw Fault(FaultKind::race, "nothing orders the mbarrier's initialisation before this", lane);
-}
-
 // init and inval
 
 void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto* counts = warp.read<uint32_t>(instruction.sources[1]);
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = shared_address(warp, instruction, 0, lane);
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
     if (address % 8 != 0)
       throw Fault(FaultKind::misaligned, "an mbarrier at " + hex(address), lane);
     warp.block().shared(address, 8, lane);
@@ -98,7 +84,7 @@ void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
 
 void run_inval(Warp& warp, const Instruction& instruction, LaneMask mask) {
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = shared_address(warp, instruction, 0, lane);
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
     find_mbarrier(warp.block(), address, lane);
     warp.block().mbarriers().erase(static_cast<uint32_t>(address));
   });
@@ -122,10 +108,11 @@ void tell(Warp& warp, const Instruction& instruction, LaneMask mask) {
   WarpState& state = *warp.checks();
   const bool releases = details.arrives && details.order == Order::release;
   while (mask != 0) {
-    const uint64_t address = shared_address(warp, instruction, 0, first_lane(mask));
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, first_lane(mask)));
     LaneMask together = 0;
     for_lanes(mask, [&](int lane) {
-      if (shared_address(warp, instruction, 0, lane) == address) together |= LaneMask{1} << lane;
+      if (to_shared(lane_address(warp, instruction, 0, lane)) == address)
+        together |= LaneMask{1} << lane;
     });
     mask &= ~together;
     Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
@@ -138,7 +125,7 @@ void run_arrive(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto& details = static_cast<const ArriveDetails&>(*instruction.details);
   if (warp.checks() != nullptr) tell(warp, instruction, mask);
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = shared_address(warp, instruction, 0, lane);
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
     Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
     const uint64_t phase = barrier.phase;
     const uint64_t number = instruction.sources[1] ? warp.bits(instruction.sources[1], lane) : 1;
@@ -227,10 +214,11 @@ bool is_complete(const Mbarrier& barrier, const WaitDetails& details, uint64_t w
 // What those know now that have found a phase complete.
 void learn(Warp& warp, const Instruction& instruction, LaneMask lanes) {
   while (lanes != 0) {
-    const uint64_t address = shared_address(warp, instruction, 0, first_lane(lanes));
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, first_lane(lanes)));
     LaneMask together = 0;
     for_lanes(lanes, [&](int lane) {
-      if (shared_address(warp, instruction, 0, lane) == address) together |= LaneMask{1} << lane;
+      if (to_shared(lane_address(warp, instruction, 0, lane)) == address)
+        together |= LaneMask{1} << lane;
     });
     lanes &= ~together;
     const Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
@@ -244,7 +232,7 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const Mbarrier* awaited = nullptr;
   uint64_t awaited_address = 0;
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = shared_address(warp, instruction, 0, lane);
+    const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
     const Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
     if (warp.checks() != nullptr) require_initialised(barrier, *warp.checks(), lane);
     if (is_complete(barrier, details, warp.bits(instruction.sources[1], lane), lane)) {
@@ -333,7 +321,28 @@ Mbarrier& find_mbarrier(Block& block, uint64_t shared_address, int lane) {
   return found->second;
 }
 
-void complete_transactions(Mbarrier& barrier, uint32_t bytes) {
+void require_initialised(const Mbarrier& barrier, const WarpState& state, int lane) {
+  const bool is_own = barrier.initialised.is_of_same_agent(state.initialisations());
+  if (is_own || state.common.over.covers(barrier.initialised, 1)) return;
+  const Knowledge* more = state.extra[lane].get();
+  if (more != nullptr && more->over.covers(barrier.initialised, 1)) return;
+  throw Fault(FaultKind::race, "nothing orders the mbarrier's initialisation before this", lane);
+}
+
+Epoch begin_copy(Mbarrier& barrier) {
+  const Epoch copy = barrier.agent.epoch();
+  if (copy) barrier.outstanding.push_back(barrier.agent.clock++);
+  return copy;
+}
+
+void end_copy(Mbarrier& barrier, Epoch copy, uint32_t bytes) {
+  if (copy) {
+    // Who waits knows of all copies up to the oldest that is not over.
+    std::erase(barrier.outstanding, copy.clock());
+    const uint32_t next =
+        barrier.outstanding.empty() ? barrier.agent.clock : barrier.outstanding.front();
+    barrier.arriving.over.raise({copy.block(), copy.agent(), next - 1}, 1);
+  }
   barrier.transactions -= bytes;
   if (barrier.transactions < -kMostTransactions) {
     throw Fault(FaultKind::invalid, "more bytes arrived at an mbarrier than it can count");

@@ -9,7 +9,12 @@ namespace abyssal::emulator {
 // none has been initialised.
 Mbarrier& find_mbarrier(Block& block, uint64_t shared_address, int lane);
 
-// Bytes that were announced have come. Completes the phase if that was all.
-void complete_transactions(Mbarrier& barrier, uint32_t bytes);
+// Strict runs: threads may use an mbarrier once its initialisation is ordered before. Throws Fault.
+void require_initialised(const Mbarrier& barrier, const WarpState& state, int lane);
+
+// A copy that the mbarrier counts begins, and is over: then its bytes have come, which completes
+// the phase if they were the last. In strict runs the epoch names the copy.
+Epoch begin_copy(Mbarrier& barrier);
+void end_copy(Mbarrier& barrier, Epoch copy, uint32_t bytes);
 
 }  // namespace abyssal::emulator

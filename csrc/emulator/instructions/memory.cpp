@@ -8,6 +8,7 @@
 
 #include "emulator/float_formats.hpp"
 #include "emulator/instructions/addressing.hpp"
+#include "emulator/instructions/async_stores.hpp"
 #include "emulator/instructions/lanewise.hpp"
 #include "emulator/machine.hpp"
 
@@ -124,6 +125,7 @@ void decode_ld(Decoding& decoding) {
 }
 
 void decode_st(Decoding& decoding) {
+  if (decoding.accept("async")) return decode_async_store(decoding);
   auto details = decode_access(decoding, AccessKind::write);
   for (int i = 0; i < details->count; ++i) {
     const ptx::Operand& value = vector_element(decoding, 1, details->count, i);

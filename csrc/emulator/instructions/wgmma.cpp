@@ -241,6 +241,9 @@ class ProductOperation : public Operation {
     return true;
   }
 
+  bool uses_shared_of(const Block& block) const override {
+    return &group_.warps[0]->block() == &block;
+  }
   std::string describe() const override { return place_; }
 
  private:
@@ -310,12 +313,18 @@ void run_multiply(Warp& warp, const Instruction& instruction, LaneMask mask) {
                     hex(common.b_descriptor) + " at " + warp.program().place(common.pc));
   }
   if (WarpState* state = warp.checks()) common.knowledge.join(state->publish(mask));
+  if (ProductRegisters* registers = warp.product_registers()) {
+    registers->use(warp, details.d.size(), member.issued);
+  }
   if (++common.issued < kWarpsOfGroup) return;
   warp.block().cluster().issue(
       std::make_unique<ProductOperation>(group, number, warp.describe(-1)));
 }
 
-void run_fence(Warp& warp, const Instruction&, LaneMask mask) { group_of(warp, mask); }
+void run_fence(Warp& warp, const Instruction&, LaneMask mask) {
+  group_of(warp, mask);
+  if (ProductRegisters* registers = warp.product_registers()) registers->fence();
+}
 
 void run_commit(Warp& warp, const Instruction&, LaneMask mask) {
   Warpgroup::Member& member = member_of(warp, group_of(warp, mask));
@@ -333,6 +342,7 @@ void run_wait(Warp& warp, const Instruction& instruction, LaneMask mask) {
     if (WarpState* state = warp.checks()) {
       const auto last = static_cast<uint32_t>(member.commits.front());
       if (last > 0) state->common.over.raise({group.agent.block, group.agent.index, last}, 1);
+      if (warp.product_registers() != nullptr) warp.product_registers()->wait(last);
     }
     member.commits.pop_front();
   }

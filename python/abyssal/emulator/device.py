@@ -46,6 +46,9 @@ class InOut:
     array: Array
 
 
+_Options = tuple[int, str, int, bool, bool]
+_TOLERANCES = ("bulk_store_at_exit",)
+
 _ROLES = {In: "in", Out: "out", InOut: "inout"}
 
 # CUtensorMapDataType by torch's types.
@@ -91,6 +94,9 @@ class Device:
             nothing else can go on; "early", at once; "random", by the seed.
         seed: of every choice that the emulator makes. The same seed gives the same run.
         strict: whether accesses are checked for races and uninitialised data.
+        tolerate: names of what is not to be reported although PTX does not allow it:
+            "bulk_store_at_exit", a block that ends while its bulk stores still read its shared
+            memory (public kernels do it).
     """
 
     def __init__(
@@ -99,7 +105,11 @@ class Device:
         policy: Policy = "late",
         seed: int = 0,
         strict: bool = True,
+        tolerate: Sequence[str] = (),
     ) -> None:
+        unknown = set(tolerate) - set(_TOLERANCES)
+        if unknown:
+            raise InputError(f"tolerate knows {list(_TOLERANCES)}, not {sorted(unknown)}")
         if num_sms < 1:
             raise InputError(f"num_sms must be at least 1, not {num_sms}")
         if policy not in ("early", "late", "random"):
@@ -108,17 +118,19 @@ class Device:
         self.policy = policy
         self.seed = seed
         self.strict = strict
+        self.tolerate = tuple(tolerate)
         self.index = next(_indices)
 
     @property
-    def _options(self) -> tuple[int, str, int, bool]:
-        return self.num_sms, self.policy, self.seed, self.strict
+    def _options(self) -> _Options:
+        tolerated = "bulk_store_at_exit" in self.tolerate
+        return self.num_sms, self.policy, self.seed, self.strict, tolerated
 
     @contextmanager
     def for_ops(self) -> Iterator[None]:
         """Inside of the block, `abyssal.backend("emulator")` runs ops as this device would.
 
-        For all threads, with this device's num_sms, policy, seed and strict.
+        For all threads, with this device's options.
         """
         global _ops_options
         before, _ops_options = _ops_options, self._options
@@ -284,15 +296,15 @@ class _Group:
 
     def __init__(self) -> None:
         self.modules: list[Module | None] = []
-        self.options: tuple[int, str, int, bool] | None = None
+        self.options: _Options | None = None
         self._kept: list[Any] = []
 
     def add(self, module: Module, launch: Any, stream: int, kept: Any) -> None:
         options = module.device._options
         if self.options is not None and self.options != options:
             raise InputError(
-                "devices whose launches run together must have the same num_sms, policy, seed and "
-                f"strict; they have {self.options} and {options}"
+                "devices whose launches run together must have the same num_sms, policy, seed, "
+                f"strict and tolerate; they have {self.options} and {options}"
             )
         runtime.extension().emulator.add_to_group(launch, module.device.index, stream)
         self.options = options
@@ -315,8 +327,8 @@ def concurrent() -> Iterator[None]:
     `abyssal.backend("emulator")` take part, on a device of their own.
 
     Raises:
-        InputError: groups do not nest, and devices whose launches run together must have the same
-            num_sms, policy, seed and strict.
+        InputError: groups do not nest, and devices whose launches run together must have equal
+            options.
         EmulatorError: as `Module.launch`.
     """
     extension = runtime.extension().emulator
@@ -348,7 +360,7 @@ class Cluster:
 
     Args:
         num_devices: how many; `cluster[i]` is one of them.
-        num_sms, policy, seed, strict: of each `Device`.
+        num_sms, policy, seed, strict, tolerate: of each `Device`.
     """
 
     def __init__(
@@ -358,10 +370,11 @@ class Cluster:
         policy: Policy = "late",
         seed: int = 0,
         strict: bool = True,
+        tolerate: Sequence[str] = (),
     ) -> None:
         if num_devices < 1:
             raise InputError(f"num_devices must be at least 1, not {num_devices}")
-        self.devices = [Device(num_sms, policy, seed, strict) for _ in range(num_devices)]
+        self.devices = [Device(num_sms, policy, seed, strict, tolerate) for _ in range(num_devices)]
 
     def __getitem__(self, index: int) -> Device:
         return self.devices[index]
@@ -370,7 +383,7 @@ class Cluster:
         return len(self.devices)
 
 
-_ops_options = (132, "late", 0, True)
+_ops_options: _Options = (132, "late", 0, True, False)
 # Ops launch on device 0.
 _indices = itertools.count(1)
 _group: ContextVar[_Group | None] = ContextVar("group", default=None)
