@@ -85,22 +85,53 @@ py::dict kernels(const LoadedModule& module) {
   return result;
 }
 
-// (file, line) -> (instructions that warps ran, that threads ran), inlined code under its own line.
-py::dict lines(const Grid& grid) {
-  const Program& program = *grid.description.program;
-  std::map<std::pair<std::string, int>, std::array<uint64_t, 2>> counts;
+// What a launch did, for Python to look at when it is asked.
+struct Record {
+  std::shared_ptr<const Program> program;
+  Counters counters;
+};
+
+// Of each instruction that ran: (file, line, text, pipe, counters...).
+py::list instructions(const Record& record) {
+  const Program& program = *record.program;
+  py::list result;
   for (size_t pc = 0; pc < program.kernel->instructions.size(); ++pc) {
-    const int location = program.kernel->instructions[pc].location;
-    if (location < 0) continue;
-    const ptx::Location& place = program.module->locations[location];
-    const bool is_known = static_cast<size_t>(place.file) < program.module->files.size();
-    auto& count = counts[{is_known ? program.module->files[place.file] : "", place.line}];
-    count[0] += grid.executions[2 * pc];
-    count[1] += grid.executions[2 * pc + 1];
+    const InstructionCounters& counted = record.counters.instructions[pc];
+    const ptx::Instruction& instruction = program.kernel->instructions[pc];
+    std::string file;
+    int line = instruction.line;
+    if (instruction.location >= 0) {
+      const ptx::Location& place = program.module->locations[instruction.location];
+      const bool is_known = static_cast<size_t>(place.file) < program.module->files.size();
+      if (is_known) file = program.module->files[place.file];
+      line = place.line;
+    }
+    result.append(py::make_tuple(file, line, written(instruction), name_of(pipe_of(instruction)),
+                                 counted.warps, counted.threads, counted.waits,
+                                 counted.shared_wavefronts, counted.ideal_wavefronts,
+                                 counted.global_requests, counted.global_sectors));
   }
+  return result;
+}
+
+// [{pipe: instructions} of each warp of a block, over all blocks]
+py::list warps(const Record& record) {
+  py::list result;
+  for (const auto& of_warp : record.counters.warps) {
+    py::dict pipes;
+    for (size_t i = 0; i < of_warp.size(); ++i) pipes[name_of(static_cast<Pipe>(i))] = of_warp[i];
+    result.append(pipes);
+  }
+  return result;
+}
+
+// {direction: (copies, bytes, bytes delivered)}
+py::dict copies(const Record& record) {
+  constexpr const char* kNames[] = {"to_shared", "to_global", "shared_to_shared", "reduce"};
   py::dict result;
-  for (const auto& [place, count] : counts) {
-    result[py::make_tuple(place.first, place.second)] = py::make_tuple(count[0], count[1]);
+  for (size_t i = 0; i < record.counters.copies.size(); ++i) {
+    const CopyCounters& counted = record.counters.copies[i];
+    result[kNames[i]] = py::make_tuple(counted.copies, counted.bytes, counted.delivered);
   }
   return result;
 }
@@ -139,7 +170,7 @@ bool add_to_group(const PyLaunch& launch, int device, uint64_t stream) {
   return group != nullptr;
 }
 
-// Runs a group. Returns (what printf said, [lines of each launch]).
+// Runs a group. Returns (what printf said, [Record of each launch]).
 py::tuple run_group(LaunchGroup group, const Options& options) {
   Machine machine(options);
   std::vector<std::unique_ptr<Grid>> grids;
@@ -147,9 +178,11 @@ py::tuple run_group(LaunchGroup group, const Options& options) {
     py::gil_scoped_release released;
     grids = group.run(machine, check_signals);
   }
-  py::list all_lines;
-  for (const auto& grid : grids) all_lines.append(lines(*grid));
-  return py::make_tuple(machine.printed(), all_lines);
+  py::list records;
+  for (const auto& grid : grids) {
+    records.append(Record{grid->description.program, std::move(grid->counters)});
+  }
+  return py::make_tuple(machine.printed(), records);
 }
 
 py::tuple run(const PyLaunch& launch, const Options& options) {
@@ -225,6 +258,10 @@ void bind(py::module_& extension) {
                         std::move(buffers),
                         overlaps_previous};
       }));
+  py::class_<Record>(module, "Record")
+      .def("instructions", &instructions)
+      .def("warps", &warps)
+      .def("copies", &copies);
   py::class_<Options>(module, "Options")
       .def(py::init([](uint32_t num_sms, const std::string& policy, uint64_t seed, bool strict,
                        bool tolerates_stores_at_exit) {

@@ -28,7 +28,8 @@ std::string describe(Extent index) {
 Grid::Grid(Machine& machine, LaunchDescription launch)
     : machine(machine), description(std::move(launch)) {
   for (const Allocation& buffer : description.buffers) memory.add(buffer);
-  executions.resize(2 * description.program->code.size());
+  counters.instructions.resize(description.program->code.size());
+  counters.warps.resize((description.threads.count() + kLanes - 1) / kLanes);
   if (Checker* checker = machine.checker()) {
     agent = checker->add_grid(*this);
     over.over.raise(agent.epoch(), 1);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "emulator/checks/checker.hpp"
+#include "emulator/counters.hpp"
 #include "emulator/memory.hpp"
 #include "emulator/program.hpp"
 #include "emulator/warp.hpp"
@@ -72,8 +73,7 @@ struct Grid {
   const LaunchDescription description;
   GlobalMemory memory;
   uint64_t id = 0;
-  // Of each instruction: how often warps ran it, and threads.
-  std::vector<uint64_t> executions;
+  Counters counters;
   uint64_t clusters_started = 0;
   uint64_t clusters_finished = 0;
   // Blocks that have let the next grid of the stream begin, or ended.

@@ -36,13 +36,13 @@ const std::unordered_map<std::string_view, Decode>& opcodes() {
   return table;
 }
 
+}  // namespace
+
 std::string written(const ptx::Instruction& instruction) {
   std::string text(instruction.opcode);
   for (std::string_view modifier : instruction.modifiers) text.append(".").append(modifier);
   return text;
 }
-
-}  // namespace
 
 // Lays out registers, constants and shared memory of a program while it is decoded.
 class ProgramBuilder {
@@ -395,6 +395,7 @@ void decode_instruction(ProgramBuilder& builder, const ptx::Instruction& text, I
   if (found == opcodes().end()) decoding.fail("the emulator does not know it");
   if (text.guard >= 0) into.guard = builder.offsets[text.guard];
   into.guard_is_negated = text.guard_is_negated;
+  into.pipe = pipe_of(text);
   found->second(decoding);
   decoding.finish_modifiers();
 }

@@ -129,6 +129,9 @@ std::span<const Opcode> launch_control_opcodes();
 // Throws ptx::PtxError for an instruction that is not known, naming it and its source line.
 std::shared_ptr<const Program> decode(const ModuleImage& image, const ptx::Kernel& kernel);
 
+// An instruction without its operands: "ld.global.u32".
+std::string written(const ptx::Instruction& instruction);
+
 // "tests/kernels/a.cu:17" of an index into Module::locations; "" for -1.
 std::string describe_location(const ptx::Module& module, int location);
 

@@ -65,6 +65,15 @@ Located resolve_generic(uint64_t address) {
   return {Space::global, address};
 }
 
+void count_request(Warp& warp, const Access& access, LaneMask lanes, const uint64_t* addresses,
+                   uint32_t bytes) {
+  Space space = access.space;
+  if (space == Space::generic) space = resolve_generic(addresses[first_lane(lanes)]).space;
+  auto& counters = warp.block().grid().counters.instructions[static_cast<size_t>(warp.pc())];
+  if (space == Space::shared) count_shared(counters, lanes, addresses, bytes);
+  if (space == Space::global) count_global(counters, lanes, addresses, bytes);
+}
+
 std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes) {
   Space space = access.space;
   if (space == Space::generic) {

@@ -22,6 +22,10 @@ struct Access {
 // misaligned (an address must be a multiple of `bytes`) or read-only.
 std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes);
 
+// Counts a request of `lanes`, each for `bytes` bytes at an address of its own.
+void count_request(Warp& warp, const Access& access, LaneMask lanes, const uint64_t* addresses,
+                   uint32_t bytes);
+
 // The space of a generic address, and the address in that space.
 struct Located {
   Space space;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "emulator/checks/product_registers.hpp"
+#include "emulator/counters.hpp"
 #include "emulator/lanes.hpp"
 #include "emulator/operands.hpp"
 #include "emulator/ptx/syntax.hpp"
@@ -36,8 +37,9 @@ struct Instruction {
   Destination destinations[2];
   uint32_t guard = kNoRegister;
   bool guard_is_negated = false;
-  uint8_t negated = 0;            // bit i: predicate source i is taken negated
-  uint8_t variant = 0;            // of handlers that serve several modifiers
+  uint8_t negated = 0;  // bit i: predicate source i is taken negated
+  uint8_t variant = 0;  // of handlers that serve several modifiers
+  Pipe pipe = Pipe::control;
   bool touches_products = false;  // registers that products use, and is none
   int32_t target = -1;            // branches: where to
   int32_t join = -1;              // branches: where lanes that part here meet again; -1: nowhere

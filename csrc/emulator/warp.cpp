@@ -201,6 +201,7 @@ void Warp::await(const Event& event, const char* reason, uint64_t value) {
   split.reason_value = value;
   split.is_retried = false;
   may_continue_ = false;
+  ++block_->grid().counters.instructions[static_cast<size_t>(pc_)].waits;
 }
 
 void Warp::retry_after(const Event& event, const char* reason, uint64_t value) {
@@ -292,7 +293,8 @@ std::string Warp::describe(int lane) const {
 
 uint64_t Warp::run_split(uint64_t budget) {
   const Instruction* code = program_->code.data();
-  uint64_t* executions = block_->grid().executions.data();
+  Counters& counters = block_->grid().counters;
+  auto& pipes = counters.warps[static_cast<size_t>(index_)];
   executed_ = 0;
   may_continue_ = true;
   while (executed_ < budget && may_continue_) {
@@ -312,8 +314,10 @@ uint64_t Warp::run_split(uint64_t budget) {
     ++executed_;
     if (mask == 0) continue;
     if (instruction.touches_products && product_registers_) product_registers_->touch(*this);
-    executions[2 * pc_] += 1;
-    executions[2 * pc_ + 1] += static_cast<uint64_t>(std::popcount(mask));
+    InstructionCounters& counted = counters.instructions[static_cast<size_t>(pc_)];
+    ++counted.warps;
+    counted.threads += static_cast<uint64_t>(std::popcount(mask));
+    ++pipes[static_cast<size_t>(instruction.pipe)];
     instruction.run(*this, instruction, mask);
   }
   const uint64_t done = std::exchange(executed_, 0);

@@ -26,8 +26,6 @@ def device():
     return on_emulator.EmulatorDevice()
 
 
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_case(name, load, device):
     case = make_case(name)

@@ -32,4 +32,15 @@ inline uint64_t lane_address(const Warp& warp, const Instruction& instruction, i
   return warp.bits(instruction.sources[slot], lane) + static_cast<uint64_t>(instruction.immediate);
 }
 
+// The addresses of lanes, whose request for `bytes` bytes each is counted.
+struct LaneAddresses {
+  uint64_t of[kLanes] = {};
+
+  LaneAddresses(Warp& warp, const Instruction& instruction, const Access& access, LaneMask mask,
+                uint32_t bytes) {
+    for_lanes(mask, [&](int lane) { of[lane] = lane_address(warp, instruction, 0, lane); });
+    count_request(warp, access, mask, of, bytes);
+  }
+};
+
 }  // namespace abyssal::emulator

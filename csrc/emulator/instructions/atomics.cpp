@@ -23,12 +23,12 @@ struct AtomicDetails : Details {
 void run_atomic(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto& details = static_cast<const AtomicDetails&>(*instruction.details);
   const auto bytes = static_cast<uint32_t>(ptx::bytes_of(details.type));
+  const uint32_t width = bytes * static_cast<uint32_t>(details.count);
+  const LaneAddresses addresses(warp, instruction, details.access, mask, width);
   const bool compares = details.change == Change::compare_and_swap;
   bool has_changed = false;
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = lane_address(warp, instruction, 0, lane);
-    std::byte* memory =
-        locate(warp, lane, details.access, address, bytes * static_cast<uint32_t>(details.count));
+    std::byte* memory = locate(warp, lane, details.access, addresses.of[lane], width);
     for (int i = 0; i < details.count; ++i, memory += bytes) {
       uint64_t old = 0;
       std::memcpy(&old, memory, bytes);

@@ -5,6 +5,7 @@
 // to a bulk group of the thread that issued it: it first reads, then writes.
 
 #include <array>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -317,6 +318,19 @@ void require_fenced(const Mbarrier& barrier, const Knowledge& knowledge, int lan
               lane);
 }
 
+void count(Block& block, const Copy& copy, uint64_t receivers) {
+  CopyDirection direction = CopyDirection::to_shared;
+  if (copy.details.direction == Direction::to_global) direction = CopyDirection::to_global;
+  if (copy.details.direction == Direction::shared_to_shared) {
+    direction = CopyDirection::shared_to_shared;
+  }
+  if (copy.details.reduces) direction = CopyDirection::reduce;
+  CopyCounters& counters = block.grid().counters.copies[static_cast<size_t>(direction)];
+  ++counters.copies;
+  counters.bytes += copy.bytes;
+  counters.delivered += receivers * copy.bytes;
+}
+
 void issue_load(Warp& warp, const CopyDetails& details, int lane) {
   Block& block = warp.block();
   const Copy copy = issue_copy(warp, details, lane);
@@ -332,6 +346,7 @@ void issue_load(Warp& warp, const CopyDetails& details, int lane) {
         copy, target, static_cast<uint32_t>(inside_block(to)), found));
   };
   if (!details.multicasts) {
+    count(block, copy, 1);
     if (&block.owner(to, lane) != &block.owner(barrier, lane)) {
       throw Fault(FaultKind::invalid, "the destination and the mbarrier are in different blocks",
                   lane);
@@ -346,6 +361,7 @@ void issue_load(Warp& warp, const CopyDetails& details, int lane) {
         "multicast to blocks " + hex(mask) + " of a cluster of " + std::to_string(blocks.size()),
         lane);
   }
+  count(block, copy, static_cast<uint64_t>(std::popcount(mask)));
   for (size_t rank = 0; rank < blocks.size(); ++rank) {
     if (mask >> rank & 1) issue_to(*blocks[rank]);
   }
@@ -356,6 +372,7 @@ void issue_store(Warp& warp, const CopyDetails& details, int lane) {
       to_shared(warp.bits(details.from, lane) + static_cast<uint64_t>(details.from_offset));
   require_aligned(from, details.is_tensor ? 128 : 16, "the source", lane);
   Copy copy = issue_copy(warp, details, lane);
+  count(warp.block(), copy, 1);
   warp.block().cluster().issue(std::make_unique<StoreOperation>(
       std::move(copy), static_cast<uint32_t>(from), warp.bulk_groups(lane), warp.bulk_progress()));
 }

@@ -33,12 +33,12 @@ Place place_of(int lane, int half, bool transposed) {
 
 std::array<std::byte*, kRows> rows_of(Warp& warp, const Instruction& instruction, int matrix) {
   const auto& details = static_cast<const MatrixDetails&>(*instruction.details);
+  const LaneMask lanes = LaneMask{0xff} << (kRows * matrix);
+  const LaneAddresses addresses(warp, instruction, details.access, lanes, kRowBytes);
   std::array<std::byte*, kRows> rows;
-  for (int row = 0; row < kRows; ++row) {
-    const int lane = kRows * matrix + row;
-    rows[row] =
-        locate(warp, lane, details.access, lane_address(warp, instruction, 0, lane), kRowBytes);
-  }
+  for_lanes(lanes, [&](int lane) {
+    rows[lane % kRows] = locate(warp, lane, details.access, addresses.of[lane], kRowBytes);
+  });
   return rows;
 }
 

@@ -41,9 +41,9 @@ uint64_t load_bits(const std::byte* from, int bytes, bool extends_sign) {
 void run_load(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const AccessDetails& details = details_of(instruction);
   const auto bytes = static_cast<uint32_t>(details.bytes * details.count);
+  const LaneAddresses addresses(warp, instruction, details.access, mask, bytes);
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = lane_address(warp, instruction, 0, lane);
-    const std::byte* from = locate(warp, lane, details.access, address, bytes);
+    const std::byte* from = locate(warp, lane, details.access, addresses.of[lane], bytes);
     for (int i = 0; i < details.count; ++i, from += details.bytes) {
       const Destination& destination = details.destinations[i];
       if (!destination) continue;
@@ -61,9 +61,9 @@ void run_load(Warp& warp, const Instruction& instruction, LaneMask mask) {
 void run_store(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const AccessDetails& details = details_of(instruction);
   const auto bytes = static_cast<uint32_t>(details.bytes * details.count);
+  const LaneAddresses addresses(warp, instruction, details.access, mask, bytes);
   for_lanes(mask, [&](int lane) {
-    const uint64_t address = lane_address(warp, instruction, 0, lane);
-    std::byte* to = locate(warp, lane, details.access, address, bytes);
+    std::byte* to = locate(warp, lane, details.access, addresses.of[lane], bytes);
     for (int i = 0; i < details.count; ++i, to += details.bytes) {
       const Source& source = details.sources[i];
       const auto* from = warp.read<std::byte>(source) + source.bytes * lane;

@@ -7,6 +7,7 @@
 See docs/emulator.md.
 """
 
+from abyssal.emulator.counters import Counters
 from abyssal.emulator.device import (
     Cluster,
     Device,
@@ -22,6 +23,7 @@ from abyssal.emulator.tensor_core import tensor_core
 
 __all__ = [
     "Cluster",
+    "Counters",
     "Device",
     "EmulatorError",
     "In",

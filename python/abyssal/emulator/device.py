@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from abyssal import runtime
+from abyssal.emulator.counters import Counters
 from abyssal.errors import InputError
 
 Policy = Literal["early", "late", "random"]
@@ -119,6 +120,8 @@ class Device:
         self.seed = seed
         self.strict = strict
         self.tolerate = tuple(tolerate)
+        # Of the last launch: what it did.
+        self.counters: Counters | None = None
         self.index = next(_indices)
 
     @property
@@ -210,8 +213,8 @@ class Module:
         self.device = device
         self._module = runtime.extension().emulator.Module(text)
         self._kernels: dict[str, list[tuple[str, int, int, bool]]] = self._module.kernels()
-        # What the last launch did: see `lines`.
-        self._lines: dict[tuple[str, int], tuple[int, int]] = {}
+        # Of the last launch.
+        self.counters: Counters | None = None
 
     @property
     def kernels(self) -> list[str]:
@@ -220,8 +223,8 @@ class Module:
 
     @property
     def lines(self) -> dict[tuple[str, int], tuple[int, int]]:
-        """(file, line) of the last launch's kernel -> instructions that warps, and threads, ran."""
-        return dict(self._lines)
+        """Coverage by the last launch, as `Counters.lines`; empty before the first."""
+        return {} if self.counters is None else self.counters.lines
 
     def launch(
         self,
@@ -283,23 +286,24 @@ class Module:
         try:
             group = _group.get()
             if group is not None:
-                group.add(self, launch, stream, (args, buffers))
+                group.add(self, name, launch, stream, (args, buffers))
                 return
             result = extension.run(launch, extension.Options(*self.device._options))
         except ValueError as error:
             raise InputError(str(error)) from None
-        _finish(result, [self])
+        _finish(result, [(self, name)])
 
 
 class _Group:
     """Launches that wait for the end of `concurrent`."""
 
     def __init__(self) -> None:
-        self.modules: list[Module | None] = []
+        # The module and kernel of each launch; None for those of ops.
+        self.launches: list[tuple[Module, str] | None] = []
         self.options: _Options | None = None
         self._kept: list[Any] = []
 
-    def add(self, module: Module, launch: Any, stream: int, kept: Any) -> None:
+    def add(self, module: Module, name: str, launch: Any, stream: int, kept: Any) -> None:
         options = module.device._options
         if self.options is not None and self.options != options:
             raise InputError(
@@ -308,12 +312,12 @@ class _Group:
             )
         runtime.extension().emulator.add_to_group(launch, module.device.index, stream)
         self.options = options
-        self.modules.append(module)
+        self.launches.append((module, name))
         self._kept.append(kept)
 
     def keep(self, tensors: Sequence[Tensor]) -> None:
         """Notes a launch by an op, and what it uses."""
-        self.modules.append(None)
+        self.launches.append(None)
         self._kept.append(tensors)
 
 
@@ -345,7 +349,7 @@ def concurrent() -> Iterator[None]:
         _group.reset(token)
         # What fails inside of the block runs nothing.
         result = extension.end_group(options and extension.Options(*options))
-    _finish(result, group.modules)
+    _finish(result, group.launches)
 
 
 def keep_for_group(tensors: Sequence[Tensor]) -> None:
@@ -389,12 +393,13 @@ _indices = itertools.count(1)
 _group: ContextVar[_Group | None] = ContextVar("group", default=None)
 
 
-def _finish(result: tuple[str, list[Any]], modules: Sequence[Module | None]) -> None:
+def _finish(result: tuple[str, list[Any]], launches: Sequence[tuple[Module, str] | None]) -> None:
     """Hands out what a run has told of each launch."""
-    printed, lines = result
-    for module, of_launch in zip(modules, lines, strict=True):
-        if module is not None:
-            module._lines = of_launch
+    printed, records = result
+    for launch, record in zip(launches, records, strict=True):
+        if launch is not None:
+            module, name = launch
+            module.counters = module.device.counters = Counters(name, record)
     if printed:
         print(printed, end="")
 
