@@ -81,7 +81,7 @@ std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, 
     space = found.space;
     address = found.address;
   }
-  if (address % bytes != 0) {
+  if ((address & (bytes - 1)) != 0) {
     throw Fault(FaultKind::misaligned,
                 "an access of " + std::to_string(bytes) + " bytes at " + hex(address) +
                     ", which is no multiple of it",

@@ -19,7 +19,7 @@ struct Access {
 };
 
 // Where `bytes` bytes at `address` lie on the host. Throws Fault for what is out of bounds,
-// misaligned (an address must be a multiple of `bytes`) or read-only.
+// misaligned (an address must be a multiple of `bytes`, a power of two) or read-only.
 std::byte* locate(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes);
 
 // Counts a request of `lanes`, each for `bytes` bytes at an address of its own.

@@ -30,46 +30,87 @@ const AccessDetails& details_of(const Instruction& instruction) {
   return static_cast<const AccessDetails&>(*instruction.details);
 }
 
-uint64_t load_bits(const std::byte* from, int bytes, bool extends_sign) {
-  uint64_t value = 0;
-  std::memcpy(&value, from, static_cast<size_t>(bytes));
-  if (!extends_sign || bytes == 8) return value;
-  const int unused = 64 - 8 * bytes;
-  return static_cast<uint64_t>(static_cast<int64_t>(value << unused) >> unused);
+// A value in memory as the register's bits: extended to 8 bytes.
+template <typename T>
+uint64_t load_bits(const std::byte* from, bool extends_sign) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  if (!extends_sign) return value;
+  return static_cast<uint64_t>(static_cast<int64_t>(static_cast<std::make_signed_t<T>>(value)));
+}
+
+template <typename T>
+void load_lanes(Warp& warp, const AccessDetails& details, const Destination& destination,
+                LaneMask mask, std::byte* const* from, int index) {
+  for_lanes(mask, [&](int lane) {
+    const uint64_t value =
+        load_bits<T>(from[lane] + index * static_cast<int>(sizeof(T)), details.extends_sign);
+    if (destination.bytes == sizeof(T)) {
+      warp.write<T>(destination)[lane] = static_cast<T>(value);
+    } else {
+      warp.set_bits(destination, lane, value);
+    }
+  });
+}
+
+void load_lanes_wide(Warp& warp, const Destination& destination, LaneMask mask,
+                     std::byte* const* from, int index) {
+  for_lanes(mask, [&](int lane) {
+    std::memcpy(warp.write<std::byte>(destination) + 16 * lane, from[lane] + 16 * index, 16);
+  });
 }
 
 void run_load(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const AccessDetails& details = details_of(instruction);
   const auto bytes = static_cast<uint32_t>(details.bytes * details.count);
   const LaneAddresses addresses(warp, instruction, details.access, mask, bytes);
+  std::byte* from[kLanes];
   for_lanes(mask, [&](int lane) {
-    const std::byte* from = locate(warp, lane, details.access, addresses.of[lane], bytes);
-    for (int i = 0; i < details.count; ++i, from += details.bytes) {
-      const Destination& destination = details.destinations[i];
-      if (!destination) continue;
-      if (details.bytes == 16) {
-        std::memcpy(warp.write<std::byte>(destination) + 16 * lane, from, 16);
-      } else {
-        warp.set_bits(destination, lane, load_bits(from, details.bytes, details.extends_sign));
-      }
-    }
+    from[lane] = locate(warp, lane, details.access, addresses.of[lane], bytes);
   });
+  constexpr auto kLoads = std::array{load_lanes<uint8_t>, load_lanes<uint16_t>,
+                                     load_lanes<uint32_t>, load_lanes<uint64_t>};
+  for (int i = 0; i < details.count; ++i) {
+    const Destination& destination = details.destinations[i];
+    if (!destination) continue;
+    const int size = std::countr_zero(static_cast<unsigned>(details.bytes));
+    if (details.bytes == 16) {
+      load_lanes_wide(warp, destination, mask, from, i);
+    } else {
+      kLoads[size](warp, details, destination, mask, from, i);
+    }
+  }
   // Who loads in a loop until another thread has written lets that thread run.
   if (details.access.order != Order::weak) warp.yield();
 }
 
+template <typename T>
+void store_lanes(Warp& warp, const Source& source, LaneMask mask, std::byte* const* to, int index) {
+  const auto* values = warp.read<std::byte>(source);
+  for_lanes(mask, [&](int lane) {
+    std::memcpy(to[lane] + index * static_cast<int>(sizeof(T)), values + source.bytes * lane,
+                sizeof(T));
+  });
+}
+
 void run_store(Warp& warp, const Instruction& instruction, LaneMask mask) {
+  struct Wide {
+    std::byte bytes[16];
+  };
   const AccessDetails& details = details_of(instruction);
   const auto bytes = static_cast<uint32_t>(details.bytes * details.count);
   const LaneAddresses addresses(warp, instruction, details.access, mask, bytes);
+  std::byte* to[kLanes];
   for_lanes(mask, [&](int lane) {
-    std::byte* to = locate(warp, lane, details.access, addresses.of[lane], bytes);
-    for (int i = 0; i < details.count; ++i, to += details.bytes) {
-      const Source& source = details.sources[i];
-      const auto* from = warp.read<std::byte>(source) + source.bytes * lane;
-      std::memcpy(to, from, static_cast<size_t>(details.bytes));
-    }
+    to[lane] = locate(warp, lane, details.access, addresses.of[lane], bytes);
   });
+  constexpr auto kStores =
+      std::array{store_lanes<uint8_t>, store_lanes<uint16_t>, store_lanes<uint32_t>,
+                 store_lanes<uint64_t>, store_lanes<Wide>};
+  const int size = std::countr_zero(static_cast<unsigned>(details.bytes));
+  for (int i = 0; i < details.count; ++i) {
+    kStores[size](warp, details.sources[i], mask, to, i);
+  }
   warp.block().grid().machine.note_progress();
 }
 
