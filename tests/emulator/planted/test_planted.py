@@ -1,0 +1,94 @@
+"""Every planted bug is reported, in the right place, and no right kernel is."""
+
+import numpy as np
+import pytest
+
+from abyssal.emulator import Device, EmulatorError
+from abyssal.emulator.mutation import SCHEDULES
+from tests.emulator.planted.corpus import PAIRS
+from tests.hopper import on_emulator
+from tests.hopper.case import check, run
+
+POLICIES = [("late", 0), ("early", 0), *[("random", seed) for seed in range(5)]]
+
+
+@pytest.fixture(scope="module")
+def load(microkernels):
+    """A pair's module on a device; each source is parsed once."""
+    loaded = {}
+
+    def load(pair, device):
+        if pair.path not in loaded:
+            loaded[pair.path] = device.load_ptx(microkernels(pair.path).ptx)
+        module = loaded[pair.path]
+        module.module.device = device.device
+        return module
+
+    return load
+
+
+def make_device(pair, policy, seed):
+    device = on_emulator.EmulatorDevice()
+    device.device = Device(pair.num_sms, policy, seed, strict=True)
+    return device
+
+
+def with_marks(attribute):
+    """The pairs; those that the emulator gets wrong so far must go on being wrong."""
+    return [
+        pytest.param(
+            pair,
+            id=pair.name,
+            marks=[pytest.mark.xfail(reason=getattr(pair, attribute), strict=True)]
+            if getattr(pair, attribute)
+            else [],
+        )
+        for pair in PAIRS
+    ]
+
+
+@pytest.mark.parametrize("pair", with_marks("false_alarm"))
+def test_right_kernel(pair, load):
+    for policy, seed in POLICIES:
+        device = make_device(pair, policy, seed)
+        case = pair.make(np.random.default_rng(), "")
+        check(case, run(device, load(pair, device), case))
+
+
+@pytest.mark.parametrize("pair", with_marks("missed"))
+def test_planted_bug(pair, load):
+    report = None
+    for policy, seed in SCHEDULES:
+        device = make_device(pair, policy, seed)
+        case = pair.make(np.random.default_rng(), "_planted")
+        try:
+            run(device, load(pair, device), case)
+        except EmulatorError as error:
+            report = error
+            break
+    assert report is not None, "no report"
+    assert report.kind in pair.kinds, str(report)
+    assert f"{pair.name}_planted" in str(report) or report.kind == "deadlock"
+    lines = pair.lines()
+    assert lines, "no line of the source has the mark"
+    places = [f"{pair.source}.cu:{line}" for line in lines]
+    assert any(place in str(report) for place in places), f"not at {places}: {report}"
+
+
+def test_corpus_is_complete():
+    """Names are unique, and every class of bugs that the emulator promises to find is there."""
+    names = [pair.name for pair in PAIRS]
+    assert len(names) == len(set(names)) >= 40
+    kinds = {kind for pair in PAIRS for kind in pair.kinds}
+    assert kinds >= {
+        "race",
+        "uninitialised",
+        "missing_fence",
+        "in_flight",
+        "out_of_bounds",
+        "misaligned",
+        "read_only",
+        "diverged",
+        "deadlock",
+        "invalid",
+    }
