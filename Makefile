@@ -1,5 +1,6 @@
 # make demo     train a small model on the Python library's source and let it write code (5 minutes)
 # make test     the whole test suite
+# make mutate   mutation testing of the emulator; MANIFEST=folder: of other kernels
 # make nightly  the tests that take long; writes tests/nightly.json
 # make bench    kernel benchmarks, on a Hopper GPU
 # make lint     formatters, linters, types
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt \
     $(shell find build_backend cmake csrc -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test nightly bench lint clean
+.PHONY: demo test mutate nightly bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -21,6 +22,11 @@ demo: $(VENV)/installed
 # Tests run in as many processes as there are cores, so each process computes on one.
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --timeout 300
+
+MANIFEST ?= tests/emulator/mutants/gemm tests/emulator/mutants/microkernels
+
+mutate: $(VENV)/installed-test
+	$(BIN)/python -m scripts.mutate $(MANIFEST)
 
 nightly: $(VENV)/installed-test
 	$(BIN)/python -m scripts.nightly

@@ -19,15 +19,14 @@ __device__ void read_peer(const uint32_t* in, uint32_t* out) {
     cluster_sync();
   }
   // FAULT read_peer
-  out[global_index()] =
-      load_peer(peer_address(&values[63 - thread], cluster_rank() ^ 1));
+  out[global_index()] = load_peer(peer_address(&values[63 - thread], cluster_rank() ^ 1));
   if constexpr (kWrong != Peers::exits) cluster_sync();
 }
 
-#define PEERS(name, wrong)                                                   \
-  template <bool kPlanted>                                                   \
-  __device__ void name##_of(const uint32_t* in, uint32_t* out) {             \
-    read_peer<kPlanted ? Peers::wrong : Peers::right>(in, out);              \
+#define PEERS(name, wrong)                                       \
+  template <bool kPlanted>                                       \
+  __device__ void name##_of(const uint32_t* in, uint32_t* out) { \
+    read_peer<kPlanted ? Peers::wrong : Peers::right>(in, out);  \
   }
 PEERS(peer_unordered, no_barrier)
 PEERS(peer_relaxed, relaxed_barrier)
@@ -45,7 +44,7 @@ __device__ void wait_of_block_of(const uint32_t* in, uint32_t* out) {
     store_peer(peer_address(&value, peer), in[blockIdx.x]);  // FAULT wait_of_block
     mbarrier_arrive_remote(&arrived, peer);
   }
-  mbarrier_wait < kPlanted ? Scope::cta : Scope::cluster > (&arrived, 0);
+  mbarrier_wait<kPlanted ? Scope::cta : Scope::cluster>(&arrived, 0);
   out[global_index()] = value;  // FAULT wait_of_block
   cluster_sync();
 }
@@ -79,7 +78,8 @@ __device__ void peer_not_ready_of(uint32_t* out) {
   }
   __syncthreads();
   if constexpr (not kPlanted) cluster_sync();
-  if (threadIdx.x == 0) mbarrier_arrive_remote(&arrived, cluster_rank() ^ 1);  // FAULT peer_not_ready
+  if (threadIdx.x == 0)
+    mbarrier_arrive_remote(&arrived, cluster_rank() ^ 1);  // FAULT peer_not_ready
   mbarrier_wait<Scope::cluster>(&arrived, 0);
   out[global_index()] = 1;
   cluster_sync();
@@ -179,7 +179,7 @@ template <bool kPlanted>
 __device__ void named_barrier_overrun_of(const int* in, int* out) {
   const int thread = thread_index();
   if (thread < (kPlanted ? 96 : 64)) {
-    named_barrier_arrive(1, 96);  // FAULT named_barrier_overrun
+    named_barrier_arrive(1, 96);                                // FAULT named_barrier_overrun
     if (kPlanted and thread < 32) named_barrier_arrive(1, 64);  // FAULT named_barrier_overrun
   } else if (thread < 96) {
     named_barrier_sync(1, 96);  // FAULT named_barrier_overrun
@@ -206,7 +206,7 @@ __device__ void cluster_wait_alone_of(const int* in, int* out) {
 template <bool kPlanted>
 __device__ void too_many_registers_of(const int* in, int* out) {
   if (threadIdx.x < 128) {
-    release_registers < kPlanted ? 152 : 40 > ();
+    release_registers<kPlanted ? 152 : 40>();
   } else {
     acquire_registers<216>();  // FAULT too_many_registers
   }
@@ -234,8 +234,7 @@ SIMPLE(named_barrier_overrun)
 SIMPLE(part_of_a_warp)
 SIMPLE(cluster_wait_alone)
 
-extern "C" __global__ void __launch_bounds__(384, 1)
-    too_many_registers(const int* in, int* out) {
+extern "C" __global__ void __launch_bounds__(384, 1) too_many_registers(const int* in, int* out) {
   too_many_registers_of<false>(in, out);
 }
 extern "C" __global__ void __launch_bounds__(384, 1)

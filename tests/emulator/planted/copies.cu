@@ -168,8 +168,7 @@ __device__ void announces_one_of_two_of(const uint32_t* in, uint32_t* out) {
     mbarrier_arrive_expect_tx(&shared.full[0], kPlanted ? kBytes : 2 * kBytes);
     for (int i = 0; i < 2; ++i) {
       // FAULT announces_one_of_two
-      bulk_load(shared.data[i], in + i * kWords, kBytes,
-                &shared.full[0]);
+      bulk_load(shared.data[i], in + i * kWords, kBytes, &shared.full[0]);
     }
   }
   mbarrier_wait(&shared.full[0], 0);
@@ -265,15 +264,13 @@ __device__ void pipeline(const uint32_t* in, int tiles, uint32_t* out) {
       }
       mbarrier_arrive_expect_tx(&shared.full[stage], kBytes);  // FAULT pipeline
       // FAULT pipeline
-      bulk_load(shared.data[stage], in + tile * kWords, kBytes,
-                &shared.full[stage]);
+      bulk_load(shared.data[stage], in + tile * kWords, kBytes, &shared.full[stage]);
     }
   } else {
     for (int tile = 0; tile < tiles; ++tile) {
       const int stage = tile % 2;
       const uint32_t round = tile / 2;
-      mbarrier_wait(&shared.full[stage],
-                    (round & 1) ^ (kWrong == Pipeline::parity_of_consumer));
+      mbarrier_wait(&shared.full[stage], (round & 1) ^ (kWrong == Pipeline::parity_of_consumer));
       if constexpr (kWrong == Pipeline::empties_too_early) {
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
@@ -291,10 +288,10 @@ __device__ void pipeline(const uint32_t* in, int tiles, uint32_t* out) {
   }
 }
 
-#define PIPELINE(name)                                                                    \
-  template <bool kPlanted>                                                                \
-  __device__ void name##_of(const uint32_t* in, int tiles, uint32_t* out) {               \
-    pipeline<kPlanted ? Pipeline::name : Pipeline::right>(in, tiles, out);                \
+#define PIPELINE(name)                                                      \
+  template <bool kPlanted>                                                  \
+  __device__ void name##_of(const uint32_t* in, int tiles, uint32_t* out) { \
+    pipeline<kPlanted ? Pipeline::name : Pipeline::right>(in, tiles, out);  \
   }
 PIPELINE(refills_unasked)
 PIPELINE(empties_too_early)
@@ -332,10 +329,10 @@ __device__ void stores(const uint32_t* in, int tiles, uint32_t* out) {
   }
 }
 
-#define STORES(name, wrong)                                                              \
-  template <bool kPlanted>                                                               \
-  __device__ void name##_of(const uint32_t* in, int tiles, uint32_t* out) {              \
-    stores<kPlanted ? Stores::wrong : Stores::right>(in, tiles, out);                    \
+#define STORES(name, wrong)                                                 \
+  template <bool kPlanted>                                                  \
+  __device__ void name##_of(const uint32_t* in, int tiles, uint32_t* out) { \
+    stores<kPlanted ? Stores::wrong : Stores::right>(in, tiles, out);       \
   }
 STORES(overwrites_source, no_wait)
 STORES(waits_for_one_less, wait_for_one_less)
@@ -419,8 +416,7 @@ __device__ void load_out_of_bounds_of(const uint32_t* in, uint32_t* out) {
   if (threadIdx.x == 0) {
     mbarrier_arrive_expect_tx(&shared.full[0], kBytes);
     // FAULT load_out_of_bounds
-    bulk_load(shared.data[0], in + (kPlanted ? 4 : 0), kBytes,
-              &shared.full[0]);
+    bulk_load(shared.data[0], in + (kPlanted ? 4 : 0), kBytes, &shared.full[0]);
   }
   mbarrier_wait(&shared.full[0], 0);
   copy(out, shared.data[0]);
@@ -482,8 +478,8 @@ PAIR(no_fence_before_tma_store, (const uint32_t* in, const __grid_constant__ Ten
 COPY(fence_too_early)
 COPY(no_barrier_before_store)
 PAIR(no_fence_before_load, (const uint32_t* in, uint32_t* data, uint32_t* out), in, data, out)
-PAIR(no_tensor_map_fence,
-     (const __grid_constant__ TensorMap map, uint32_t* memory, uint32_t* out), &map, memory, out)
+PAIR(no_tensor_map_fence, (const __grid_constant__ TensorMap map, uint32_t* memory, uint32_t* out),
+     &map, memory, out)
 COPY(load_not_awaited)
 COPY(one_thread_waits)
 COPY(announces_too_few)

@@ -24,9 +24,8 @@ Make = Callable[[np.random.Generator, str], Case]
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """make(random, suffix) -> the case of the kernels whose names end so. kinds: of the fault; more
-    than one where the bug shows in more than one way. mark: FAULT and this stands behind the lines
-    that a report may name. missed, false_alarm: why the emulator does not yet find the bug, or why
-    it reports the right kernel."""
+    than one where the bug shows in more than one way. mark: a comment FAULT with this, or with the
+    pair's name, stands behind the lines that a report may name, or above them."""
 
     name: str
     source: str
@@ -34,8 +33,6 @@ class Pair:
     kinds: tuple[str, ...]
     mark: str
     num_sms: int = 132
-    missed: str = ""
-    false_alarm: str = ""
 
     @property
     def path(self) -> str:
@@ -50,6 +47,29 @@ class Pair:
                 found.append(number + line.lstrip().startswith("//"))
         return found
 
+
+# Pairs that the emulator gets wrong, and why: these must go on failing, or be taken out here.
+MISSED = {
+    "register_uninitialised": "registers begin as zeros, unnoticed",
+    "waits_for_later_block": "the report of a warp that spins names the place where it stands, "
+    "here line 0, and not the load that it waits by",
+    "no_fence_before_tma_store": "fence.proxy.async.global counts for shared memory too",
+    "no_tensor_map_fence": "the proxy of tensor maps is not modelled",
+    "exits_with_store": "blocks may exit while their copies are on their way",
+    "exits_with_load": "blocks may exit while their copies are on their way",
+    "peer_exits": "an exit is not ordered behind what peers read",
+    "wait_of_block": "the scopes of arrivals and waits at mbarriers are not looked at",
+    "no_barrier": "a product is taken to be ordered behind what each of its four warps has done",
+    "no_register_fence": "registers of products are not watched",
+    "no_wait": "registers of products are not watched",
+    "wait_for_one_less": "registers of products are not watched",
+    "no_commit": "registers of products are not watched",
+    "accumulator_between": "registers of products are not watched",
+    "operand_changed": "registers of products are not watched",
+}
+FALSE_ALARM = {
+    "no_grid_wait": "what a launch has written counts as uninitialised in the next one",
+}
 
 PAIRS: list[Pair] = []
 
@@ -115,9 +135,8 @@ def simple(
 
 
 def in_shared(name, kinds, expected, *, inputs, block, **options):
-    marks = {k: options.pop(k) for k in ("missed", "false_alarm", "mark") if k in options}
     make = simple("shared_memory", name, expected, inputs=inputs, block=block, **options)
-    pair("shared_memory", name, kinds, make, **marks)
+    pair("shared_memory", name, kinds, make)
 
 
 def same(x: np.ndarray) -> np.ndarray:
@@ -192,7 +211,7 @@ in_shared(
 # Global memory -----------------------------------------------------------------------------------
 
 
-def flag_pair(name, *, mark="", block=64, reads=lambda x: np.roll(x, -40), **options):
+def flag_pair(name, *, mark="", block=64, reads=lambda x: np.roll(x, -40)):
     def make(random, suffix):
         return Case(
             source=source_path("global_memory"),
@@ -206,7 +225,7 @@ def flag_pair(name, *, mark="", block=64, reads=lambda x: np.roll(x, -40), **opt
             expected=lambda arrays: {"data": arrays["in"], "out": reads(arrays["in"])},
         )
 
-    pair("global_memory", name, "race", make, mark=mark, **options)
+    pair("global_memory", name, "race", make, mark=mark)
 
 
 for _name in (
@@ -239,10 +258,8 @@ scratch_pair("scratch_in_warp", 32)
 
 
 def in_global(name, kinds, expected, *, inputs, block, **options):
-    known = ("missed", "false_alarm", "mark", "num_sms")
-    marks = {k: options.pop(k) for k in known if k in options}
     make = simple("global_memory", name, expected, inputs=inputs, block=block, **options)
-    pair("global_memory", name, kinds, make, **marks)
+    pair("global_memory", name, kinds, make)
 
 
 in_global("rows_overlap", "race", same, inputs=(128,), block=64, grid=2)
@@ -348,9 +365,7 @@ pair("global_memory", "waits_for_later_block", "deadlock", tickets, num_sms=1)
 
 
 def in_copies(name, kinds, expected=same, *, inputs=(256,), block=32, mark="", **options):
-    make = simple(
-        "copies", name, expected, inputs=inputs, block=block, words_of=words, **options
-    )
+    make = simple("copies", name, expected, inputs=inputs, block=block, words_of=words, **options)
     pair("copies", name, kinds, make, mark=mark)
 
 
@@ -358,7 +373,7 @@ def box_of_words(array: str) -> TensorMap:
     return TensorMap(array, (8, 32), "int32")
 
 
-def with_map(name, kinds, *, array, role_in, arguments, extra=None):
+def with_map(name, kinds, *, array, arguments, extra=None):
     def make(random, suffix):
         values = words(random, 8, 32)
         arrays = {"in": Array(values), **(extra or {}), "out": out(8, 32, dtype=np.uint32)}
@@ -378,7 +393,6 @@ with_map(
     "no_fence_before_tma_store",
     "missing_fence",
     array="out",
-    role_in="out",
     arguments=("in", "map"),
 )
 in_copies("fence_too_early", "missing_fence")
@@ -393,7 +407,6 @@ with_map(
     "no_tensor_map_fence",
     "missing_fence",
     array="in",
-    role_in="in",
     arguments=("map", "memory", "out"),
     extra={"memory": zeros(48)},
 )
@@ -428,9 +441,7 @@ def announced(random, suffix):
     return Case(
         source=source_path("copies"),
         launches=(
-            Launch(
-                "announces_unwritten" + suffix, ("in", "data", "flag", "out"), grid=2, block=32
-            ),
+            Launch("announces_unwritten" + suffix, ("in", "data", "flag", "out"), grid=2, block=32),
         ),
         arrays={
             "in": Array(words(random, 256)),
@@ -448,7 +459,7 @@ in_copies("exits_with_load", "in_flight", lambda x: x[:32], result=(32,))
 in_copies("stores_uninitialised", "uninitialised")
 in_copies("load_out_of_bounds", "out_of_bounds")
 for _name, _kinds in (("box_misaligned", "misaligned"), ("rank_differs", "invalid")):
-    with_map(_name, _kinds, array="in", role_in="in", arguments=("map", "out"))
+    with_map(_name, _kinds, array="in", arguments=("map", "out"))
 in_copies("size_misaligned", "misaligned invalid")
 
 
@@ -526,7 +537,7 @@ in_clusters("too_many_registers", "deadlock invalid", inputs=(384,), block=384)
 # Products ----------------------------------------------------------------------------------------
 
 
-def product(name, kinds, *, mark="product", base=True):
+def product(name, kinds):
     def make(random, suffix):
         form = numerics.FORMATS["bf16"]
         a = form.encode(random.integers(-3, 4, (64, 64)))
@@ -552,7 +563,7 @@ def product(name, kinds, *, mark="product", base=True):
             expected=expected,
         )
 
-    pair("products", name, kinds, make, mark=mark)
+    pair("products", name, kinds, make, mark="product")
 
 
 product("no_proxy_fence", "missing_fence")
@@ -585,9 +596,7 @@ def changed_operand(random, suffix):
             "b": Array(layouts.panels(b, 128)),
             "d": out(64, 16, dtype=np.float32),
         },
-        expected=lambda _: {
-            "d": (form.decode(a) @ form.decode(b[:, :16]).T).astype(np.float32)
-        },
+        expected=lambda _: {"d": (form.decode(a) @ form.decode(b[:, :16]).T).astype(np.float32)},
     )
 
 
@@ -602,9 +611,7 @@ def given_back(random, suffix):
     return Case(
         source=source_path("products"),
         launches=(
-            Launch(
-                "gives_back_too_early" + suffix, ("a", "b", np.int32(tiles), "d"), block=160
-            ),
+            Launch("gives_back_too_early" + suffix, ("a", "b", np.int32(tiles), "d"), block=160),
         ),
         arrays={
             "a": Array(layouts.panels(a, 128)),

@@ -50,10 +50,10 @@ __device__ void pass(const int* in, int* data, uint32_t* flag, int* out) {
   }
 }
 
-#define PASS(name, wrong)                                                                       \
-  template <bool kPlanted>                                                                      \
-  __device__ void name##_of(const int* in, int* data, uint32_t* flag, int* out) {               \
-    pass<kPlanted ? Wrong::wrong : Wrong::nothing>(in, data, flag, out);                        \
+#define PASS(name, wrong)                                                         \
+  template <bool kPlanted>                                                        \
+  __device__ void name##_of(const int* in, int* data, uint32_t* flag, int* out) { \
+    pass<kPlanted ? Wrong::wrong : Wrong::nothing>(in, data, flag, out);          \
   }
 PASS(relaxed_store, relaxed_store)
 PASS(relaxed_load, relaxed_load)
@@ -88,7 +88,7 @@ __device__ void fence_of_block_of(const int* in, int* data, uint32_t* flag, int*
     data[lane] = in[lane];  // FAULT fence_of_block
     __syncwarp();
     if (lane != 0) return;
-    fence_acquire_release < kPlanted ? Scope::cta : Scope::gpu > ();
+    fence_acquire_release<kPlanted ? Scope::cta : Scope::gpu>();
     store_relaxed<Scope::gpu>(flag, 1);
   } else {
     while (load_relaxed<Scope::gpu>(flag) == 0) {
@@ -164,7 +164,7 @@ __device__ void lock_of_block_of(uint32_t* lock, uint32_t* counter) {
   if (threadIdx.x != 0) return;
   while (compare_exchange<kScope>(lock, 0, 1) != 0) {  // FAULT lock_of_block
   }
-  *counter += 1;  // FAULT lock_of_block
+  *counter += 1;              // FAULT lock_of_block
   exchange<kScope>(lock, 0);  // FAULT lock_of_block
 }
 
@@ -251,7 +251,7 @@ __device__ void waits_for_later_block_of(uint32_t* tickets, uint32_t* done, uint
 }  // namespace
 
 // Where the data of `pass` is written and read.
-#define PASS_PAIR(name)                                                                  \
+#define PASS_PAIR(name) \
   PAIR(name, (const int* in, int* data, uint32_t* flag, int* out), in, data, flag, out)
 
 PASS_PAIR(relaxed_store)

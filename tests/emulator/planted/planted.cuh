@@ -18,7 +18,7 @@
 
 using namespace abyssal::hopper;
 
-#define PAIR(name, parameters, ...)                                      \
+#define PAIR(name, parameters, ...)                                             \
   extern "C" __global__ void name parameters { name##_of<false>(__VA_ARGS__); } \
   extern "C" __global__ void name##_planted parameters { name##_of<true>(__VA_ARGS__); }
 

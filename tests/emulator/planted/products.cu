@@ -91,10 +91,10 @@ __device__ __forceinline__ void product(const uint32_t* a, const uint32_t* b, fl
   }
 }
 
-#define PRODUCT(name)                                                                        \
-  template <bool kPlanted>                                                                   \
-  __device__ void name##_of(const uint32_t* a, const uint32_t* b, float* d) {                \
-    product<kPlanted ? Wrong::name : Wrong::nothing>(a, b, d);                               \
+#define PRODUCT(name)                                                         \
+  template <bool kPlanted>                                                    \
+  __device__ void name##_of(const uint32_t* a, const uint32_t* b, float* d) { \
+    product<kPlanted ? Wrong::name : Wrong::nothing>(a, b, d);                \
   }
 PRODUCT(no_proxy_fence)
 PRODUCT(no_barrier)
@@ -156,8 +156,7 @@ __device__ void gives_back_too_early_of(const uint32_t* a, const uint32_t* b, in
       mbarrier_wait(&shared.empty, (tile % 2) ^ 1);
       mbarrier_arrive_expect_tx(&shared.full, TileB::kBytes);
       // FAULT gives_back_too_early
-      bulk_load(shared.b[0], b + tile * TileB::kBytes / 4, TileB::kBytes,
-                &shared.full);
+      bulk_load(shared.b[0], b + tile * TileB::kBytes / 4, TileB::kBytes, &shared.full);
     }
     return;
   }
@@ -168,8 +167,8 @@ __device__ void gives_back_too_early_of(const uint32_t* a, const uint32_t* b, in
 #pragma unroll
     for (int k = 0; k < 64; k += 16) {
       // FAULT gives_back_too_early
-      wgmma<kN, Bf16>(sums, TileA::descriptor(shared.a, 0, k),
-                      TileB::descriptor(shared.b[0], 0, k), k != 0);
+      wgmma<kN, Bf16>(sums, TileA::descriptor(shared.a, 0, k), TileB::descriptor(shared.b[0], 0, k),
+                      k != 0);
     }
     wgmma_commit();
     if constexpr (kPlanted) mbarrier_arrive(&shared.empty);
@@ -200,5 +199,5 @@ WGMMA(beyond_shared_memory)
 WGMMA(scale_per_warp)
 WGMMA(accumulator_between)
 WGMMA(operand_changed)
-PAIR(gives_back_too_early, (const uint32_t* a, const uint32_t* b, int tiles, float* d), a, b,
-     tiles, d)
+PAIR(gives_back_too_early, (const uint32_t* a, const uint32_t* b, int tiles, float* d), a, b, tiles,
+     d)

@@ -178,11 +178,11 @@ __device__ void wrong_parity_of(const int* in, int* out) {
   for (int round = 0; round < 3; ++round) {
     if (warp == 0) {
       if (round > 0) mbarrier_wait(&read, (round - 1) % 2);  // FAULT wrong_parity
-      values[lane] = in[round * 32 + lane];  // FAULT wrong_parity
+      values[lane] = in[round * 32 + lane];                  // FAULT wrong_parity
       mbarrier_arrive(&written);
     } else {
       mbarrier_wait(&written, kPlanted ? 0 : round % 2);  // FAULT wrong_parity
-      out[round * 32 + lane] = values[31 - lane];  // FAULT wrong_parity
+      out[round * 32 + lane] = values[31 - lane];         // FAULT wrong_parity
       mbarrier_arrive(&read);
     }
   }

@@ -5,7 +5,8 @@ import pytest
 
 from abyssal.emulator import Device, EmulatorError
 from abyssal.emulator.mutation import SCHEDULES
-from tests.emulator.planted.corpus import PAIRS
+from abyssal.errors import InputError
+from tests.emulator.planted.corpus import FALSE_ALARM, MISSED, PAIRS
 from tests.hopper import on_emulator
 from tests.hopper.case import check, run
 
@@ -33,21 +34,21 @@ def make_device(pair, policy, seed):
     return device
 
 
-def with_marks(attribute):
+def pairs_except(wrong):
     """The pairs; those that the emulator gets wrong so far must go on being wrong."""
     return [
         pytest.param(
             pair,
             id=pair.name,
-            marks=[pytest.mark.xfail(reason=getattr(pair, attribute), strict=True)]
-            if getattr(pair, attribute)
+            marks=[pytest.mark.xfail(reason=wrong[pair.name], strict=True)]
+            if pair.name in wrong
             else [],
         )
         for pair in PAIRS
     ]
 
 
-@pytest.mark.parametrize("pair", with_marks("false_alarm"))
+@pytest.mark.parametrize("pair", pairs_except(FALSE_ALARM))
 def test_right_kernel(pair, load):
     for policy, seed in POLICIES:
         device = make_device(pair, policy, seed)
@@ -55,7 +56,7 @@ def test_right_kernel(pair, load):
         check(case, run(device, load(pair, device), case))
 
 
-@pytest.mark.parametrize("pair", with_marks("missed"))
+@pytest.mark.parametrize("pair", pairs_except(MISSED))
 def test_planted_bug(pair, load):
     report = None
     for policy, seed in SCHEDULES:
@@ -68,7 +69,8 @@ def test_planted_bug(pair, load):
             break
     assert report is not None, "no report"
     assert report.kind in pair.kinds, str(report)
-    assert f"{pair.name}_planted" in str(report) or report.kind == "deadlock"
+    # Of a deadlock the report lists all warps.
+    assert str(report).startswith(f"{pair.name}_planted:") or report.kind == "deadlock"
     lines = pair.lines()
     assert lines, "no line of the source has the mark"
     places = [f"{pair.source}.cu:{line}" for line in lines]
@@ -92,3 +94,27 @@ def test_corpus_is_complete():
         "deadlock",
         "invalid",
     }
+
+
+# What is wrong with a tensor map: arguments for one of a [64, 64] array of 4-byte elements, and
+# words of the rule.
+BAD_MAPS = {
+    "box_wider_than_swizzle": ({"box": (8, 64), "swizzle": 128}, "swizzle"),
+    "box_too_large": ({"box": (8, 512)}, "256"),
+    "box_of_no_16_bytes": ({"box": (8, 3)}, "16"),
+    "element_stride": ({"box": (8, 32), "element_strides": (9, 1)}, "8"),
+    "rank": ({"box": (32,)}, "dimensions"),
+    "stride": ({"box": (8, 32), "columns": 63}, "16"),
+    "address": ({"box": (8, 32), "offset": 1}, "16"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MAPS)
+def test_bad_tensor_map(name):
+    options, rule = dict(BAD_MAPS[name][0]), BAD_MAPS[name][1]
+    columns, offset = options.pop("columns", 64), options.pop("offset", 0)
+    memory = np.zeros(64 * 64 + 4, np.float32)
+    array = memory[offset : offset + 64 * columns].reshape(64, columns)
+    with pytest.raises(InputError, match=rule):
+        Device().tensor_map(array, **options)
+    Device().tensor_map(memory[:4096].reshape(64, 64), (8, 32), 128)

@@ -26,7 +26,8 @@ class Manifest:
     - `launches`: a dict from a name to a function `launch(load, random) -> results`. It makes
       inputs by `random` (a NumPy generator), loads by `load("stem")` the module of stem.ptx (of
       the only one by `load()`), launches kernels with the module's `launch`, on the module's
-      `device`, and returns what they computed: a dict from names to arrays.
+      `device`, and returns what they computed: a dict from names to arrays. Results begin as
+      something that no kernel computes, or a mutant that computes nothing passes for right.
     - `ptx()`, if there are no files: a dict from stems to texts.
     - `same(name, results, expected) -> bool`, if results may depend on the schedule: whether two
       results of a launch are both right. Else they must be equal, bit by bit.

@@ -3,21 +3,29 @@
 Sites and mutants are generated, by rules alone. What is left out is left out by a rule as well,
 because the PTX ISA makes it the same program:
 
-- `griddepcontrol.launch_dependents` is never removed: without it "the implicit trigger is at the
-  end of the grid" (griddepcontrol), so that the next grid starts later, no more.
+- `griddepcontrol.launch_dependents` is not removed: dependents start when all blocks "issue the
+  same instruction or have completed" ("griddepcontrol").
 - two instructions are swapped only where that loses an order. An access may always move from
   behind a release to before it, and from before an acquire to behind it: a release orders what
-  precedes it, an acquire what follows it (8.8, release and acquire patterns), and more order
-  shows no value that could not be seen before.
-- `mbarrier.arrive.expect_tx` is not swapped with a copy that completes on an mbarrier: the count
-  of transactions is signed, and a phase completes when it and the arrivals are zero (9.7.13.15.4).
+  precedes it, an acquire what follows it ("Release and Acquire Patterns").
+- a load through a pointer that no other instruction of the kernel writes through is not swapped
+  with anything: it reads the same value anywhere.
+- `mbarrier.arrive.expect_tx` is not swapped with a copy that completes on an mbarrier: a phase
+  completes when the pending arrivals and the count of transactions, which has a sign, are zero
+  ("Phase Completion of the mbarrier object"). It is made relaxed only behind an access in its
+  block: else it hands over nothing, since copies release their own data ("cp.async.bulk":
+  complete-tx "has .release semantics").
+- `fence.proxy.async` is not swapped with a barrier of the whole block: a proxy fence counts where
+  it is "along the base causality path" ("Causality Order"), and who leaves the barrier runs it.
+- the last `cp.async.bulk.wait_group` of a kernel, with nothing to order behind it, does not become
+  `.read`: the end of the grid waits for the writes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from abyssal.emulator.mutation.ptx_text import Place, Statement, read_statements, replace
@@ -53,6 +61,7 @@ class Mutant:
 def generate(text: str) -> list[Mutant]:
     """All mutants of a PTX text, in the order of the text."""
     statements = read_statements(text)
+    free = _reads_of_constant_memory(statements)
     mutants = []
     seen: Counter[tuple[str, str]] = Counter()
     for index, statement in enumerate(statements):
@@ -63,6 +72,8 @@ def generate(text: str) -> list[Mutant]:
         site = f"{statement.kernel}/{statement.opcode}#{seen[name]}"
         changes = [*_removals(statement), *_weakenings(statement)] if is_site(statement) else []
         for operator, new in changes:
+            if not _means_something(operator, statements, index):
+                continue
             mutants.append(
                 Mutant(
                     key=f"{site}/{operator}",
@@ -71,10 +82,11 @@ def generate(text: str) -> list[Mutant]:
                     statements=(index,),
                     edits=((statement.start, statement.end, new),),
                     places=statement.places,
-                    description=f"`{_shown(text, statement)}` {f'-> `{new}`' if new else 'removed'}",
+                    description=f"`{_shown(text, statement)}` "
+                    + (f"-> `{new}`" if new else "removed"),
                 )
             )
-        swap = _swap_with_next(text, statements, index)
+        swap = None if index in free else _swap_with_next(text, statements, index, free)
         if swap is not None:
             mutants.append(dataclasses.replace(swap, key=f"{site}/swap"))
     return mutants
@@ -123,8 +135,10 @@ def _is_copy(s: Statement) -> bool:
         return s.parts[1] == "mma_async"
     if s.parts[:2] == ("st", "async") or s.parts[:2] == ("red", "async"):
         return True
-    return s.parts[0] == "cp" and any(o.startswith("[") for o in s.operands) and (
-        "mbarrier" not in s.parts
+    return (
+        s.parts[0] == "cp"
+        and any(o.startswith("[") for o in s.operands)
+        and ("mbarrier" not in s.parts)
     )
 
 
@@ -214,16 +228,16 @@ def _weaker_order(s: Statement) -> Iterator[tuple[str, str]]:
     if "acq_rel" in parts:
         yield "weaken:to_release", _with(s, opcode=s.opcode.replace(".acq_rel", ".release", 1))
         yield "weaken:to_acquire", _with(s, opcode=s.opcode.replace(".acq_rel", ".acquire", 1))
-    if family == "mbarrier" and parts[1] in ("arrive", "try_wait", "test_wait"):
+    is_said = bool({"release", "acquire", "relaxed"} & set(parts))
+    if family == "mbarrier" and parts[1] in ("arrive", "try_wait", "test_wait") and not is_said:
         # What is not said is release, or acquire, of the block.
-        if not {"release", "acquire", "relaxed"} & set(parts):
-            before = ".shared" if ".shared" in s.opcode else ".b64"
-            yield (
-                "weaken:default",
-                _with(s, opcode=s.opcode.replace(before, f".relaxed.cta{before}", 1)),
-            )
-    if family == "barrier" and parts[1:3] == ("cluster", "arrive") and (
-        not {"release", "relaxed"} & set(parts)
+        before = ".shared" if ".shared" in s.opcode else ".b64"
+        new = s.opcode.replace(before, f".relaxed.cta{before}", 1)
+        yield "weaken:default", _with(s, opcode=new)
+    if (
+        family == "barrier"
+        and parts[1:3] == ("cluster", "arrive")
+        and (not {"release", "relaxed"} & set(parts))
     ):
         yield "weaken:default", _with(s, opcode=s.opcode.replace("arrive", "arrive.relaxed", 1))
     if family in ("ld", "st"):
@@ -260,10 +274,10 @@ def _other_numbers(s: Statement) -> Iterator[tuple[str, str]]:
         elif parts[1] == "init" or s.operands[last][0] != "[":
             yield "weaken:more_arrivals", _with_number(s, last, "add.u32", 1)
             yield "weaken:fewer_arrivals", _with_number(s, last, "add.u32", -1)
-    if parts[0] in ("bar", "barrier") and "cluster" not in parts and "warp" not in parts:
-        if len(s.operands) == 2:
-            yield "weaken:more_threads", _with_number(s, 1, "add.u32", 32)
-            yield "weaken:fewer_threads", _with_number(s, 1, "add.u32", -32)
+    of_block = parts[0] in ("bar", "barrier") and not {"cluster", "warp"} & set(parts)
+    if of_block and len(s.operands) == 2:
+        yield "weaken:more_threads", _with_number(s, 1, "add.u32", 32)
+        yield "weaken:fewer_threads", _with_number(s, 1, "add.u32", -32)
     if "wait_group" in parts and s.operands[0].isdigit():
         yield "weaken:more_groups", _with(s, operands=(str(int(s.operands[0]) + 1),))
 
@@ -285,18 +299,81 @@ def _with_number(s: Statement, index: int, operation: str, by: int) -> str:
 # swap --------------------------------------------------------------------------------------------
 
 
-def _swap_with_next(text: str, statements: list[Statement], index: int) -> Mutant | None:
+def _means_something(operator: str, statements: list[Statement], index: int) -> bool:
+    """Whether a weaker instruction could be another program, by what stands around it."""
+    s = statements[index]
+    if operator == "weaken:release" and "expect_tx" in s.parts:
+        before = statements[:index]
+        return any(
+            _is_access(t) and is_partner(t)
+            for t in before
+            if t.block == s.block and t.kernel == s.kernel
+        )
+    if operator == "weaken:read":
+        return any(t.kernel == s.kernel and is_partner(t) for t in statements[index + 1 :])
+    return True
+
+
+def _reads_of_constant_memory(statements: list[Statement]) -> set[int]:
+    """Loads from global memory that nothing in the kernel writes.
+
+    An address comes from the parameters that it is computed from; memory that is reached by one
+    parameter is not that of another.
+    """
+    sources: dict[tuple[str, tuple[str, int]], set[str]] = defaultdict(set)
+    changed = True
+    while changed:  # a register may be written after it is read, in a loop
+        changed = False
+        for s in statements:
+            origins = _origins(s, sources)
+            for name in _results(s):
+                known = sources[s.kernel, name]
+                if not origins <= known:
+                    known |= origins
+                    changed = True
+    written: dict[str, set[str]] = defaultdict(set)
+    for s in statements:
+        # Shared memory may hold pointers: what is stored through something else counts for all.
+        if s.parts[0] in ("st", "red", "atom", "cp", "multimem") and "shared" not in s.parts:
+            written[s.kernel] |= _origins(s, sources) or {"anything"}
+    found = set()
+    for index, s in enumerate(statements):
+        if s.parts[0] == "ld" and "global" in s.parts and not _acquires(s):
+            origins = _origins(s, sources)
+            if len(origins) == 1 and not (origins | {"anything"}) & written[s.kernel]:
+                found.add(index)
+    return found
+
+
+def _origins(s: Statement, sources: dict[tuple[str, tuple[str, int]], set[str]]) -> set[str]:
+    """The pointers among the parameters that a statement's operands are computed from."""
+    if s.parts[:2] == ("ld", "param"):
+        return {s.operands[1]} if "64" in s.parts[-1] else set()
+    if s.parts[0] == "ld":  # the address, no more: a loaded value is no pointer of ours
+        names = {n for n in s.names if re.search(rf"(?<![\w%]){re.escape(n[0])}\b", s.operands[1])}
+        if s.parts[1] != "global" and s.parts[1] != "param":
+            return set()
+    else:
+        names = set(s.names)
+    return set().union(*(sources.get((s.kernel, name), set()) for name in names))
+
+
+def _swap_with_next(
+    text: str, statements: list[Statement], index: int, free: set[int]
+) -> Mutant | None:
     """`index` and the next memory, asynchronous or synchronisation instruction of its block."""
     first = statements[index]
     for other in range(index + 1, len(statements)):
         second = statements[other]
         if second.block != first.block or second.kernel != first.kernel:
             return None
-        if is_partner(second):
+        if is_partner(second) and other not in free:
             break
     else:
         return None
-    if not (is_site(first) or is_site(second)) or not _loses_order(first, second, statements, other):
+    if not (is_site(first) or is_site(second)) or not _loses_order(
+        first, second, statements, other
+    ):
         return None
     between = statements[index + 1 : other]
     if _may_move(first, [*between, second], second.scopes):
@@ -345,6 +422,10 @@ def _loses_order(
         return _releases(second)
     if b == "access":
         return _acquires(first)
+    if second.parts[:2] == ("bar", "sync") and len(second.operands) == 1:
+        return first.parts[:3] != ("fence", "proxy", "async")
+    if "mbarrier_init" in first.parts and "expect_tx" in second.parts:
+        return False  # both are of this thread
     # Two fences, or two initialisations, have no access between them.
     if {first.parts[0], second.parts[0]} <= {"fence", "membar"}:
         return False

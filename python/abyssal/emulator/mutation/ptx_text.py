@@ -59,9 +59,7 @@ class Statement:
 def read_statements(text: str) -> list[Statement]:
     """All instructions of all kernels, in the order of the text."""
     # Comments become blanks: positions stay.
-    plain = _COMMENT.sub(
-        lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text
-    )
+    plain = _COMMENT.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
     files = {int(m[1]): m[2] for m in _FILE.finditer(plain)}
     statements: list[Statement] = []
     for entry in _ENTRY.finditer(plain):

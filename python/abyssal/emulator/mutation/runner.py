@@ -6,8 +6,8 @@ import dataclasses
 import multiprocessing
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ MOST_EQUIVALENT = 0.05
 
 @dataclasses.dataclass
 class Report:
-    """generated: all mutants. outcomes: of those whose site runs. faults: launches of the original
-    that the emulator reports, with what it says; they are not used."""
+    """generated: all mutants. executable: those whose site runs. outcomes: of these, or of a
+    sample. faults: launches of the original that the emulator reports, with what it says; they are
+    not used."""
 
     generated: int
+    executable: int
     outcomes: list[tuple[Mutant, Outcome]]
     faults: dict[str, str]
     equivalents: dict[str, str]
@@ -93,8 +95,9 @@ class Report:
             "",
             f"raw {self.raw:.1%}, adjusted {self.adjusted:.1%}; {first} by the first run alone",
             "killed by: " + ", ".join(f"{how} {n}" for how, n in hows.most_common()),
-            f"{self.generated} mutants generated, {self.generated - len(self.outcomes)} of them "
-            f"not run by any launch, {unread} not read by the emulator; {self.seconds:.0f} s",
+            f"{self.generated} mutants generated, {self.generated - self.executable} of them at "
+            f"places that no launch runs; {len(self.outcomes)} tried, {unread} not read by the "
+            f"emulator; {self.seconds:.0f} s",
         ]
         for mutant, _ in self.survivors:
             reason = self.equivalents.get(mutant.key)
@@ -148,12 +151,16 @@ def mutate(
                 if using:
                     slowest = max(good[name].seconds for name in using)
                     tasks.append((stem, mutant, using, max(LEAST_LIMIT, PATIENCE * slowest)))
+        executable = len(tasks)
         if sample is not None and sample < len(tasks):
             tasks = random.Random(seed).sample(tasks, sample)
         outcomes: dict[int, Outcome] = {}
         asked_mutants = (
-            (i, ("mutant", stem, m.apply(manifest.texts[stem]), using, limit),
-             limit * 5 * len(using) + GRACE)
+            (
+                i,
+                ("mutant", stem, m.apply(manifest.texts[stem]), using, limit),
+                limit * 5 * len(using) + GRACE,
+            )
             for i, (stem, m, using, limit) in enumerate(tasks)
         )
         for index, answer in pool.answers(asked_mutants):
@@ -163,6 +170,7 @@ def mutate(
         pool.close()
     return Report(
         generated=generated,
+        executable=executable,
         outcomes=[(tasks[i][1], outcomes[i]) for i in range(len(tasks))],
         faults={name: b.fault for name, b in baselines.items() if b.fault},
         equivalents=manifest.equivalents,
@@ -179,11 +187,10 @@ class _Pool:
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[tuple[Any, Connection]] = []
 
-    def answers(self, tasks: Any) -> Iterator[tuple[Any, Any]]:
+    def answers(self, tasks: Iterable[tuple[Any, Any, float]]) -> Iterator[tuple[Any, Any]]:
         """(key, task, limit in seconds) ... -> (key, answer) ..., as they come; None for a task
         that its process did not survive."""
-        waiting = deque(tasks) if isinstance(tasks, list) else tasks
-        source = iter(waiting)
+        source = iter(tasks)
         running: dict[Connection, tuple[Any, Any, float]] = {}
         exhausted = False
         while running or not exhausted:
@@ -199,21 +206,24 @@ class _Pool:
             if not running:
                 continue
             ready = wait(list(running), timeout=1.0)
-            for connection in ready:
-                key, process, _ = running.pop(connection)  # type: ignore[call-overload]
-                try:
-                    answer = connection.recv()  # type: ignore[union-attr]
-                    self._idle.append((process, connection))  # type: ignore[arg-type]
-                except EOFError:
-                    answer = None
-                    process.join()
-                yield key, answer
             for connection, (key, process, end) in list(running.items()):
-                if time.monotonic() > end:
+                if connection in ready:
+                    del running[connection]
+                    yield key, self._receive(process, connection)
+                elif time.monotonic() > end:
                     process.kill()
                     process.join()
                     del running[connection]
                     yield key, None
+
+    def _receive(self, process: Any, connection: Connection) -> Any:
+        try:
+            answer = connection.recv()
+        except EOFError:
+            process.join()
+            return None
+        self._idle.append((process, connection))
+        return answer
 
     def _new(self) -> tuple[Any, Connection]:
         here, there = self._context.Pipe()
