@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,15 @@ class Load:
 
 
 class _Module(Module):
+    """Adds up what all of its launches, queued or not, have run."""
+
     def __init__(self, device: Device, text: str) -> None:
-        super().__init__(device, text)
         self.executed: set[int] = set()
+        super().__init__(device, text)
 
-    def launch(self, *args: Any, **options: Any) -> None:
-        super().launch(*args, **options)
-        self.executed |= _without_file(self.lines.items())
-
-
-def _without_file(lines: Iterable[tuple[tuple[str, int], tuple[int, int]]]) -> set[int]:
-    return {line for (file, line), (warps, _) in lines if not file and warps}
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_lines":
+            self.executed |= {
+                line for (file, line), (warps, _) in value.items() if not file and warps
+            }
