@@ -85,6 +85,18 @@ __device__ void peer_not_ready_of(uint32_t* out) {
   cluster_sync();
 }
 
+// Planted: a peer's memory is written, though the peer may not have begun.
+template <bool kPlanted>
+__device__ void peer_not_started_of(const uint32_t* in, uint32_t* out) {
+  __shared__ uint32_t values[64];
+  const int thread = thread_index();
+  if constexpr (not kPlanted) cluster_sync();
+  // FAULT peer_not_started
+  store_peer(peer_address(&values[63 - thread], cluster_rank() ^ 1), in[global_index()]);
+  cluster_sync();
+  out[global_index()] = values[thread];
+}
+
 // Tiles for both blocks by multicast from the first, one buffer. Planted: the first block waits
 // until it has read the buffer itself, and not for its peer.
 template <bool kPlanted>
@@ -223,6 +235,7 @@ PEER(peer_relaxed)
 PEER(peer_exits)
 PEER(wait_of_block)
 PEER(arrives_at_peer_too_early)
+PEER(peer_not_started)
 PAIR(peer_not_ready, (uint32_t* out), out)
 PAIR(multicast, (const uint32_t* in, int tiles, uint32_t* out), in, tiles, out)
 SIMPLE(divergent_barrier)

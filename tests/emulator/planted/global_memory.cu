@@ -98,6 +98,24 @@ __device__ void fence_of_block_of(const int* in, int* data, uint32_t* flag, int*
   }
 }
 
+// Planted: the reader's fence is for its block alone.
+template <bool kPlanted>
+__device__ void fence_of_reading_block_of(const int* in, int* data, uint32_t* flag, int* out) {
+  const int lane = thread_index();
+  if (blockIdx.x == 0) {
+    data[lane] = in[lane];  // FAULT fence_of_reading_block
+    __syncwarp();
+    if (lane != 0) return;
+    fence_acquire_release<Scope::gpu>();
+    store_relaxed<Scope::gpu>(flag, 1);
+  } else {
+    while (load_relaxed<Scope::gpu>(flag) == 0) {
+    }
+    fence_acquire_release<kPlanted ? Scope::cta : Scope::gpu>();
+    out[lane] = data[31 - lane];  // FAULT fence_of_reading_block
+  }
+}
+
 // Scratch memory between warps. Planted: no __syncthreads.
 template <bool kPlanted>
 __device__ void scratch_between_warps_of(const int* in, int* data, int* out) {
@@ -262,6 +280,7 @@ PASS_PAIR(no_barrier_before_flag)
 PASS_PAIR(plain_flag)
 PASS_PAIR(no_thread_fence)
 PASS_PAIR(fence_of_block)
+PASS_PAIR(fence_of_reading_block)
 PAIR(scratch_between_warps, (const int* in, int* data, int* out), in, data, out)
 PAIR(scratch_in_warp, (const int* in, int* data, int* out), in, data, out)
 PAIR(rows_overlap, (const int* in, int* out), in, out)

@@ -57,6 +57,7 @@ __device__ __forceinline__ void product(const uint32_t* a, const uint32_t* b, fl
   float sums[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) sums[i] = static_cast<float>(i);
+  pin_registers(sums);  // or the compiler writes them behind the fence
   if constexpr (kWrong != Wrong::no_register_fence) wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 64; k += 16) {

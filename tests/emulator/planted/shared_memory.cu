@@ -128,6 +128,22 @@ __device__ void arrives_too_early_of(const int* in, int* out) {
   }
 }
 
+// Planted: the mbarrier expects one arrival less than comes.
+template <bool kPlanted>
+__device__ void one_arrival_less_of(const int* in, int* out) {
+  __shared__ int values[64];
+  __shared__ Mbarrier written;
+  make_barrier(&written, kPlanted ? 63 : 64);
+  const int thread = thread_index();
+  if (thread < 64) {
+    values[thread] = in[thread];  // FAULT one_arrival_less
+    mbarrier_arrive(&written);
+  } else {
+    mbarrier_wait(&written, 0);
+    out[thread - 64] = values[thread - 64];  // FAULT one_arrival_less
+  }
+}
+
 // Planted: the arrival is relaxed and hands nothing over.
 template <bool kPlanted>
 __device__ void relaxed_arrival_of(const int* in, int* out) {
@@ -244,6 +260,7 @@ PAIR(sum_read_early, (const int* in, int* out), in, out)
 PAIR(barrier_of_too_few, (const int* in, int* out), in, out)
 PAIR(other_barrier, (const int* in, int* out), in, out)
 PAIR(arrives_too_early, (const int* in, int* out), in, out)
+PAIR(one_arrival_less, (const int* in, int* out), in, out)
 PAIR(relaxed_arrival, (const int* in, int* out), in, out)
 PAIR(one_lane_waits, (const int* in, int* out), in, out)
 PAIR(wrong_parity, (const int* in, int* out), in, out)

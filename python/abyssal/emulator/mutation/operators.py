@@ -320,42 +320,50 @@ def _reads_of_constant_memory(statements: list[Statement]) -> set[int]:
     An address comes from the parameters that it is computed from; memory that is reached by one
     parameter is not that of another.
     """
-    sources: dict[tuple[str, tuple[str, int]], set[str]] = defaultdict(set)
+    origins: _Origins = defaultdict(set)
     changed = True
     while changed:  # a register may be written after it is read, in a loop
         changed = False
         for s in statements:
-            origins = _origins(s, sources)
-            for name in _results(s):
-                known = sources[s.kernel, name]
-                if not origins <= known:
-                    known |= origins
-                    changed = True
+            found = _origins_of_results(s, origins)
+            for name in _results(s) if found else ():
+                changed |= not found <= origins[s.kernel, name]
+                origins[s.kernel, name] |= found
     written: dict[str, set[str]] = defaultdict(set)
     for s in statements:
-        # Shared memory may hold pointers: what is stored through something else counts for all.
-        if s.parts[0] in ("st", "red", "atom", "cp", "multimem") and "shared" not in s.parts:
-            written[s.kernel] |= _origins(s, sources) or {"anything"}
-    found = set()
+        spaces = [part for part in s.parts if part.startswith(("global", "shared"))]
+        if s.parts[0] in ("st", "red", "atom", "cp", "multimem") and spaces[:1] in ([], ["global"]):
+            # Without an origin, it could go anywhere.
+            written[s.kernel] |= _origins_of_address(s, origins) or {""}
+    constant = set()
     for index, s in enumerate(statements):
         if s.parts[0] == "ld" and "global" in s.parts and not _acquires(s):
-            origins = _origins(s, sources)
-            if len(origins) == 1 and not (origins | {"anything"}) & written[s.kernel]:
-                found.add(index)
-    return found
+            read = _origins_of_address(s, origins)
+            if read and not (read | {""}) & written[s.kernel]:
+                constant.add(index)
+    return constant
 
 
-def _origins(s: Statement, sources: dict[tuple[str, tuple[str, int]], set[str]]) -> set[str]:
-    """The pointers among the parameters that a statement's operands are computed from."""
+# Of a register: the parameters that it is computed from, by their names in the text.
+_Origins = defaultdict[tuple[str, tuple[str, int]], set[str]]
+
+
+def _origins_of_results(s: Statement, origins: _Origins) -> set[str]:
     if s.parts[:2] == ("ld", "param"):
         return {s.operands[1]} if "64" in s.parts[-1] else set()
-    if s.parts[0] == "ld":  # the address, no more: a loaded value is no pointer of ours
-        names = {n for n in s.names if re.search(rf"(?<![\w%]){re.escape(n[0])}\b", s.operands[1])}
-        if s.parts[1] != "global" and s.parts[1] != "param":
-            return set()
-    else:
-        names = set(s.names)
-    return set().union(*(sources.get((s.kernel, name), set()) for name in names))
+    # What is loaded is no pointer that we know.
+    return set() if s.parts[0] in ("ld", "atom") else _origins_of(s, s.names, origins)
+
+
+def _origins_of_address(s: Statement, origins: _Origins) -> set[str]:
+    addresses = " ".join(operand for operand in s.operands if operand.startswith("["))
+    named = set(re.findall(r"%?[A-Za-z_$][\w$]*", addresses))
+    return _origins_of(s, frozenset(n for n in s.names if n[0] in named), origins)
+
+
+def _origins_of(s: Statement, names: frozenset[tuple[str, int]], origins: _Origins) -> set[str]:
+    found = {name for name, scope in names if scope == 0 and "_param_" in name}
+    return found.union(*(origins.get((s.kernel, name), ()) for name in names))
 
 
 def _swap_with_next(
@@ -407,7 +415,8 @@ def _loses_order(
         # Groups are of one thread, or warpgroup, and of one kind.
         if pair == ("group wait", "access") or pair == ("group wait", "synchronisation"):
             return True
-        same = first.parts[0] == second.parts[0]
+        # What moves into a group that is closed earlier is waited for earlier.
+        same = first.parts[0] == second.parts[0] and pair != ("commit", "copy")
         return same and {a, b} <= {"commit", "group wait", "copy"}
     if "register fence" in pair:
         if pair == ("register fence", "copy"):

@@ -1,10 +1,10 @@
 // A product of matrices with every kind of hand-over that a Hopper GEMM has, small enough to be run
 // hundreds of times: the subject of mutation testing.
 //
-// c [m, 64] = a [m, k] b [64, k]^T in E4M3, FP32 sums rounded to BF16. A cluster of two blocks works
-// on two tiles of 64 rows at a time and reads b once, by multicast; warp 4 of each block copies,
-// warps 0 to 3 multiply. The results leave by way of shared memory. A second kernel adds the parts
-// of a split K, the last block to come for each tile.
+// c [m, 64] = a [m, k] b [64, k]^T in E4M3, FP32 sums rounded to BF16. A cluster of two blocks
+// works on two tiles of 64 rows at a time and reads b once, by multicast; warp 4 of each block
+// copies, warps 0 to 3 multiply. The results leave by way of shared memory. A second kernel adds
+// the parts of a split K, the last block to come for each tile.
 
 #include "hopper/atomic.cuh"
 #include "hopper/cluster.cuh"
