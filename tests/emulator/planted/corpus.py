@@ -58,6 +58,7 @@ MISSED = {
     "no_fence_before_tma_store": "fence.proxy.async.global counts for shared memory too",
     "no_tensor_map_fence": "the proxy of tensor maps is not modelled",
     "wait_of_block": "the scopes of arrivals and waits at mbarriers are not looked at",
+    "peer_not_started": "a block of a cluster is there before it has begun",
     "no_barrier": "a product is taken to be ordered behind what each of its four warps has done",
 }
 FALSE_ALARM: dict[str, str] = {}

@@ -14,6 +14,7 @@ from abyssal.emulator.device import Device, Module
 from abyssal.errors import InputError
 
 Results = dict[str, np.ndarray]
+Statements = set[tuple[str, int]]  # kernel, number of the instruction in it
 Launch = Callable[["Load", np.random.Generator], Results]
 
 # (policy, seed) of a strict device: the first is the one that everybody runs.
@@ -95,8 +96,8 @@ class Load:
             self._modules[stem] = _Module(self.device, self._texts[stem])
         return self._modules[stem]
 
-    def executed(self) -> dict[str, set[int]]:
-        """stem -> lines of no file (operators.instrument) that ran."""
+    def executed(self) -> dict[str, Statements]:
+        """stem -> the statements that ran."""
         return {stem: module.executed for stem, module in self._modules.items()}
 
 
@@ -104,12 +105,11 @@ class _Module(Module):
     """Adds up what all of its launches, queued or not, have run."""
 
     def __init__(self, device: Device, text: str) -> None:
-        self.executed: set[int] = set()
+        self.executed: Statements = set()
         super().__init__(device, text)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "_lines":
-            self.executed |= {
-                line for (file, line), (warps, _) in value.items() if not file and warps
-            }
+        if name == "counters" and value is not None:
+            counts = enumerate(instruction.warps for instruction in value.instructions)
+            self.executed |= {(value.kernel, number) for number, warps in counts if warps}

@@ -43,7 +43,8 @@ class Mutant:
     """A text that differs from the original by one operator at one site.
 
     key: names it, the same in all versions of the text in which the kernel's instructions of this
-    opcode are as many and in the same order. statements: numbers of those that must have run.
+    opcode are as many and in the same order. statements: numbers, in the kernel, of those that must
+    have run.
     """
 
     key: str
@@ -64,6 +65,7 @@ def generate(text: str) -> list[Mutant]:
     free = _reads_of_constant_memory(statements)
     mutants = []
     seen: Counter[tuple[str, str]] = Counter()
+    begin = {s.kernel: i for i, s in reversed(list(enumerate(statements)))}
     for index, statement in enumerate(statements):
         name = (statement.kernel, statement.opcode)
         seen[name] += 1
@@ -79,7 +81,7 @@ def generate(text: str) -> list[Mutant]:
                     key=f"{site}/{operator}",
                     operator=operator.split(":")[0],
                     kernel=statement.kernel,
-                    statements=(index,),
+                    statements=(index - begin[statement.kernel],),
                     edits=((statement.start, statement.end, new),),
                     places=statement.places,
                     description=f"`{_shown(text, statement)}` "
@@ -88,18 +90,9 @@ def generate(text: str) -> list[Mutant]:
             )
         swap = None if index in free else _swap_with_next(text, statements, index, free)
         if swap is not None:
-            mutants.append(dataclasses.replace(swap, key=f"{site}/swap"))
+            numbers = tuple(i - begin[statement.kernel] for i in swap.statements)
+            mutants.append(dataclasses.replace(swap, key=f"{site}/swap", statements=numbers))
     return mutants
-
-
-def instrument(text: str) -> str:
-    """The text in which statement i has the source line (no file, i): coverage of statements."""
-    statements = read_statements(text)
-    edits = [(s.start, s.start, f"\n.loc {NO_FILE} {i + 1} 0\n") for i, s in enumerate(statements)]
-    return replace(text, edits)
-
-
-NO_FILE = 1_000_000  # a number that no `.file` has
 
 
 # Classes of instructions ------------------------------------------------------------------------

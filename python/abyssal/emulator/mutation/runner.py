@@ -63,6 +63,8 @@ class Report:
     def problems(self) -> list[str]:
         """What is wrong with the manifest or with the emulator, whatever the figures."""
         found = [f"{name}: the original is reported: {what}" for name, what in self.faults.items()]
+        if self.generated and not self.executable and not self.faults:
+            found.append("no launch runs an instruction that could be spoilt")
         found += [f"{m.key}: the emulator crashed" for m, o in self.outcomes if o.how == "crashed"]
         declared = {m.key: o for m, o in self.executed if m.key in self.equivalents}
         found += [
@@ -146,7 +148,8 @@ def mutate(
                 using = [
                     name
                     for name, baseline in good.items()
-                    if baseline.executed.get(stem, set()) >= set(mutant.statements)
+                    if baseline.executed.get(stem, set())
+                    >= {(mutant.kernel, number) for number in mutant.statements}
                 ]
                 if using:
                     slowest = max(good[name].seconds for name in using)

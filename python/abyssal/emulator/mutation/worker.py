@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from abyssal.emulator.device import EmulatorError
-from abyssal.emulator.mutation.manifest import SCHEDULES, Load, Manifest, Results
-from abyssal.emulator.mutation.operators import instrument
+from abyssal.emulator.mutation.manifest import SCHEDULES, Load, Manifest, Results, Statements
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """How a launch of the original went. fault: what the emulator reported, or which schedule
-    gave other results; "" for neither. executed: stem -> numbers of statements."""
+    gave other results; "" for neither. executed: by the stem of the PTX."""
 
     fault: str
-    executed: dict[str, set[int]]
+    executed: dict[str, Statements]
     seconds: float
 
 
@@ -61,7 +60,7 @@ class Worker:
         self._expected: dict[str, Results] = {}
 
     def baseline(self, launch: str) -> Baseline:
-        load = self._load({stem: instrument(t) for stem, t in self.manifest.texts.items()})
+        load = self._load(self.manifest.texts)
         expected = None
         fault = ""
         begin = time.perf_counter()
@@ -76,8 +75,7 @@ class Worker:
                 fault = f"{policy}, seed {seed}: results differ from those of {SCHEDULES[0]}"
                 break
         seconds = (time.perf_counter() - begin) / len(SCHEDULES)
-        lines = load.executed()
-        return Baseline(fault, {k: {i - 1 for i in v} for k, v in lines.items()}, seconds)
+        return Baseline(fault, load.executed(), seconds)
 
     def mutant(self, stem: str, text: str, launches: list[str], limit: float) -> Outcome:
         """Runs every launch under the first schedule, then under the second, ..."""
