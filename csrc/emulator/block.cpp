@@ -33,7 +33,7 @@ Grid::Grid(Machine& machine, LaunchDescription launch)
   if (Checker* checker = machine.checker()) {
     agent = checker->add_grid(*this);
     over.over.raise(agent.epoch(), 1);
-    over.fenced.raise(agent.epoch(), 1);
+    over.fenced().raise(agent.epoch(), 1);
   }
 }
 

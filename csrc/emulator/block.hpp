@@ -112,7 +112,7 @@ struct NamedBarrier {
   std::vector<Warp*> waiting;
   // Of those that have arrived, in strict runs.
   Knowledge knowledge;
-  Prepared prepared;
+  ByScope prepared;
   std::vector<Vote> votes;
   Event completed;
 };
@@ -130,6 +130,8 @@ struct Mbarrier {
   Agent agent;
   std::vector<uint32_t> outstanding;  // clocks of copies that are not done
   Knowledge arriving, complete;
+  // What takes the scope of the cluster to learn.
+  Knowledge arriving_from_peers, complete_from_peers;
   Epoch initialised;
   Event completed;
 };

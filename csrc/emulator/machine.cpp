@@ -61,7 +61,9 @@ void Machine::start_grid(Stream& stream) {
   stream.waiting.pop_front();
   grid.id = grids_.size();
   if (const Grid* last = std::exchange(stream.last, &grid)) {
-    const bool overlaps = !last->is_finished();
+    // A launch that may overlap counts on nothing before its griddepcontrol.wait, whenever it
+    // began.
+    const bool overlaps = grid.description.overlaps_previous;
     if (overlaps) grid.primary = last;
     grid.known = overlaps ? last->known : last->over;
     grid.over.join(grid.known);

@@ -43,9 +43,21 @@ CheckedAccess checked(Warp& warp, int lane, const Access& access, const void* me
           .scope = access.scope};
 }
 
+// A block's shared memory is there once something says that the block runs.
+void require_started(const Block& peer, const WarpState& state, int lane) {
+  const Knowledge* more = state.extra[lane].get();
+  if (state.common.over.knows_of(peer.number())) return;
+  if (more != nullptr && more->over.knows_of(peer.number())) return;
+  throw Fault(FaultKind::race,
+              "nothing orders the beginning of block " + describe(peer.index()) +
+                  " before this access to its shared memory",
+              lane);
+}
+
 void check_shared(Warp& warp, int lane, const Access& access, uint64_t address, uint32_t bytes,
                   const void* memory) {
   Block& owner = warp.block().owner(address, lane);
+  if (&owner != &warp.block()) require_started(owner, *warp.checks(), lane);
   warp.block().grid().machine.checker()->access_shared(owner, inside_block(address), bytes,
                                                        checked(warp, lane, access, memory));
 }

@@ -24,8 +24,9 @@ struct Product {
   uint64_t a_descriptor = 0;
   uint64_t b_descriptor = 0;
   bool accumulates = false;
-  int issued = 0;       // warps
-  Knowledge knowledge;  // of the warps, when they issued it
+  int issued = 0;  // warps
+  // Of each warp, when it issued it: a warp's rows may begin before another warp is there.
+  std::array<Knowledge, kWarpsOfGroup> knowledge;
 
   bool is_same(const Product& other) const {
     return instruction == other.instruction && a_descriptor == other.a_descriptor &&

@@ -40,6 +40,7 @@ Agent Checker::add_grid(const Grid& grid) {
 uint32_t Checker::add_block(const Block& block) {
   BlockRecord& record = blocks_.emplace_back();
   record.name = emulator::describe(block.index());
+  record.num_warps = (block.num_threads() + kLanes - 1) / kLanes;
   record.cluster = &block.cluster();
   record.program = block.grid().description.program.get();
   record.device = block.grid().description.device;
@@ -58,13 +59,25 @@ Agent Checker::add_agent(uint32_t block, std::string name, uint32_t entries) {
   return {block, first, 1};
 }
 
+// Warps come first among a block's agents, and then its warpgroups.
+VectorClock Checker::reads_of(const VectorClock& over, uint32_t block) const {
+  const uint32_t warps = blocks_[block].num_warps;
+  VectorClock reads = over;
+  reads.keep(block, [&](size_t entry) {
+    const bool is_of_warp = entry < warps * WarpState::kEntries;
+    return is_of_warp ? entry % WarpState::kEntries >= WarpState::kReads
+                      : entry < warps * WarpState::kEntries + warps / kWarpsOfGroup;
+  });
+  return reads;
+}
+
 void Checker::access_shared(Block& owner, uint64_t address, uint32_t bytes,
                             const CheckedAccess& access) {
   Shadow& shadow = *owner.shadow();
   const uint64_t offset = address - kReservedShared;
   for (uint64_t word = offset / kWordBytes; word * kWordBytes < offset + bytes; ++word) {
     check(shadow, shadow[word], bytes_of_word(word, offset, bytes), access,
-          {"shared", kReservedShared + word * kWordBytes});
+          {"shared", FenceSpace::shared, kReservedShared + word * kWordBytes});
   }
 }
 
@@ -74,7 +87,8 @@ void Checker::access_global(const GlobalMemory& memory, uint64_t address, uint32
   for (uint64_t word = address / kWordBytes; word * kWordBytes < address + bytes; ++word) {
     const auto [shadow, cell] = global_.at(word * kWordBytes);
     if (has_contents) cell.initialised = 0xf;
-    check(shadow, cell, bytes_of_word(word, address, bytes), access, {"global", word * kWordBytes});
+    check(shadow, cell, bytes_of_word(word, address, bytes), access,
+          {"global", FenceSpace::global, word * kWordBytes});
   }
 }
 
@@ -100,7 +114,7 @@ void Checker::check(Shadow& shadow, Cell& cell, uint8_t bytes, const CheckedAcce
       report_race(trace, access, where);
     }
     const bool crosses_proxies = access.is_async && trace.writes && !trace.is_async;
-    if (crosses_proxies && !is_fenced(access, trace)) {
+    if (crosses_proxies && !is_fenced(access, trace, where)) {
       report_missing_fence(trace, access, where);
     }
     // Who comes after this access comes after that trace, too.
@@ -127,10 +141,10 @@ bool Checker::is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes)
   return is_of_other_grid && access.knowledge.over.covers(grid, 1, more);
 }
 
-bool Checker::is_fenced(const CheckedAccess& access, const Trace& trace) const {
-  const VectorClock& fenced = access.knowledge.fenced;
-  return fenced.covers(trace.epoch, trace.lanes) ||
-         fenced.covers(blocks_[trace.epoch.block()].grid, 1);
+bool Checker::is_fenced(const CheckedAccess& access, const Trace& trace, Where where) const {
+  const Knowledge& knowledge = access.knowledge;
+  return knowledge.is_fenced(where.fence, trace.epoch, trace.lanes) ||
+         knowledge.is_fenced(where.fence, blocks_[trace.epoch.block()].grid, 1);
 }
 
 bool Checker::is_allowed(const Trace& before, const Trace& now) const {
@@ -159,14 +173,14 @@ void Checker::report_missing_fence(const Trace& other, const CheckedAccess& acce
               access.lane);
 }
 
+Scope Checker::needed_scope(uint32_t a, uint32_t b) const {
+  if (a == b) return Scope::cta;
+  if (blocks_[a].cluster == blocks_[b].cluster) return Scope::cluster;
+  return blocks_[a].device == blocks_[b].device ? Scope::gpu : Scope::sys;
+}
+
 bool Checker::include_each_other(uint32_t a, Scope of_a, uint32_t b, Scope of_b) const {
-  const bool same_cluster = blocks_[a].cluster == blocks_[b].cluster;
-  const bool same_device = blocks_[a].device == blocks_[b].device;
-  const Scope needed = a == b         ? Scope::cta
-                       : same_cluster ? Scope::cluster
-                       : same_device  ? Scope::gpu
-                                      : Scope::sys;
-  return of_a >= needed && of_b >= needed;
+  return std::min(of_a, of_b) >= needed_scope(a, b);
 }
 
 std::string Checker::describe(const Trace& trace) const {
@@ -208,7 +222,7 @@ void Checker::communicate(Warp& warp, int lane, const void* address, const Acces
   if (reads && seen != std::exchange(state.learned[lane], seen)) {
     for (const Published& published : word.published) {
       if (!include_each_other(published.block, published.scope, block, access.scope)) continue;
-      state.observed.join(published.knowledge);
+      state.observed[needed_scope(published.block, block)].join(published.knowledge);
       if (acquires) state.learn(lanes, warp.alive(), published.knowledge);
     }
   }
@@ -225,7 +239,11 @@ void Checker::communicate(Warp& warp, int lane, const void* address, const Acces
 
 void Checker::fence(Warp& warp, LaneMask lanes, Order order, Scope scope) {
   WarpState& state = *warp.checks();
-  if (order != Order::release) state.learn(lanes, warp.alive(), state.observed);
+  for (Scope seen : {Scope::cta, Scope::cluster, Scope::gpu, Scope::sys}) {
+    if (order != Order::release && seen <= scope) {
+      state.learn(lanes, warp.alive(), state.observed[seen]);
+    }
+  }
   if (order != Order::acquire) state.prepared[scope].join(state.publish(lanes));
 }
 

@@ -54,6 +54,9 @@ class Checker {
   void access_global(const GlobalMemory& memory, uint64_t address, uint32_t bytes,
                      const CheckedAccess& access);
 
+  // Of what is over, what a block's threads and products have read.
+  VectorClock reads_of(const VectorClock& over, uint32_t block) const;
+
   // A strong access to a word, through which threads may learn of each other.
   void communicate(Warp& warp, int lane, const void* address, const Access& access);
   // fence.acq_rel, fence.sc and their like.
@@ -66,7 +69,7 @@ class Checker {
     const Program* program = nullptr;
     int device = 0;
     Epoch grid;
-    uint32_t num_entries = 0;
+    uint32_t num_entries = 0, num_warps = 0;
     std::vector<std::pair<uint32_t, std::string>> agents;  // by their first entries
   };
   // What strong writes to a word published, by their blocks and scopes.
@@ -82,6 +85,7 @@ class Checker {
 
   struct Where {
     const char* space;
+    FenceSpace fence;
     uint64_t address;
   };
 
@@ -94,9 +98,11 @@ class Checker {
   static bool is_of_same_warp(Epoch epoch, const CheckedAccess& access);
   // Whether what `lanes` of an agent did is over for who accesses.
   bool is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes) const;
-  bool is_fenced(const CheckedAccess& access, const Trace& trace) const;
+  bool is_fenced(const CheckedAccess& access, const Trace& trace, Where where) const;
   // Whether accesses that nothing orders may meet at a word all the same.
   bool is_allowed(const Trace& before, const Trace& now) const;
+  // The least scope that holds both blocks.
+  Scope needed_scope(uint32_t a, uint32_t b) const;
   // Whether both scopes reach from one block to the other.
   bool include_each_other(uint32_t a, Scope of_a, uint32_t b, Scope of_b) const;
   std::string describe(const Trace& trace) const;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <span>
@@ -74,7 +75,34 @@ class VectorClock {
     }
   }
 
+  // What both know.
+  void meet(const VectorClock& other) {
+    for (Part& part : parts_) {
+      const std::span<const uint32_t> others = other.find(part.block);
+      part.clocks.resize(std::min(part.clocks.size(), others.size()));
+      for (size_t i = 0; i < part.clocks.size(); ++i) {
+        part.clocks[i] = std::min(part.clocks[i], others[i]);
+      }
+    }
+  }
+
+  // Of this block alone, the entries for which is_kept(entry).
+  template <typename Predicate>
+  void keep(uint32_t block, Predicate is_kept) {
+    std::erase_if(parts_, [&](const Part& part) { return part.block != block; });
+    for (Part& part : parts_) {
+      for (size_t i = 0; i < part.clocks.size(); ++i) {
+        if (!is_kept(i)) part.clocks[i] = 0;
+      }
+    }
+  }
+
   bool is_empty() const { return parts_.empty(); }
+  // Whether anything of this block is known at all.
+  bool knows_of(uint32_t block) const {
+    return std::any_of(parts_.begin(), parts_.end(),
+                       [&](const Part& part) { return part.block == block; });
+  }
 
  private:
   // Most know of one block alone.
@@ -99,17 +127,36 @@ class VectorClock {
   std::vector<Part> parts_;
 };
 
+// The memory that a proxy fence is about.
+enum class FenceSpace : uint8_t { any, shared, global };
+
 // What somebody knows: which accesses are over, and which of them the async proxy sees as well
 // because a proxy fence lies behind them (PTX ISA 8.11, causality through proxies).
 struct Knowledge {
   VectorClock over;
-  VectorClock fenced;
+  std::array<VectorClock, 3> fenced_in;  // by FenceSpace
+
+  VectorClock& fenced(FenceSpace space = FenceSpace::any) {
+    return fenced_in[static_cast<size_t>(space)];
+  }
+  bool is_fenced(FenceSpace space, Epoch epoch, LaneMask lanes) const {
+    const VectorClock& any = fenced_in[static_cast<size_t>(FenceSpace::any)];
+    return any.covers(epoch, lanes, &fenced_in[static_cast<size_t>(space)]);
+  }
 
   void join(const Knowledge& other) {
     over.join(other.over);
-    fenced.join(other.fenced);
+    for (size_t i = 0; i < fenced_in.size(); ++i) fenced_in[i].join(other.fenced_in[i]);
   }
-  bool is_empty() const { return over.is_empty() && fenced.is_empty(); }
+  // What both know.
+  void meet(const Knowledge& other) {
+    over.meet(other.over);
+    for (size_t i = 0; i < fenced_in.size(); ++i) fenced_in[i].meet(other.fenced_in[i]);
+  }
+  bool is_empty() const {
+    return over.is_empty() && std::all_of(fenced_in.begin(), fenced_in.end(),
+                                          [](const VectorClock& c) { return c.is_empty(); });
+  }
 };
 
 }  // namespace abyssal::emulator

@@ -19,13 +19,11 @@ struct Agent {
   Epoch epoch() const { return {block, index, clock}; }
 };
 
-// What fences with release semantics have made ready, by their scopes: a relaxed write behind them
-// publishes it (PTX ISA 8.8.2, release patterns).
-struct Prepared {
+struct ByScope {
   std::array<Knowledge, static_cast<size_t>(Scope::sys) + 1> by_scope;
 
   Knowledge& operator[](Scope scope) { return by_scope[static_cast<size_t>(scope)]; }
-  void join(const Prepared& other) {
+  void join(const ByScope& other) {
     for (size_t i = 0; i < by_scope.size(); ++i) by_scope[i].join(other.by_scope[i]);
   }
 };
@@ -40,9 +38,11 @@ struct WarpState {
   // What all lanes know, and what a lane knows beyond that.
   Knowledge common;
   std::array<std::unique_ptr<Knowledge>, kLanes> extra;
-  // What relaxed reads have seen: known behind the next fence that acquires.
-  Knowledge observed;
-  Prepared prepared;
+  // What relaxed reads have seen, by the scope that a fence must have to acquire it.
+  ByScope observed;
+  // What fences with release semantics have made ready, by their scopes: a relaxed write behind
+  // them publishes it (PTX ISA 8.8.2, release patterns).
+  ByScope prepared;
   // What each lane learned from last, and how: loops that wait learn nothing new.
   std::array<uint64_t, kLanes> learned = {};
 
@@ -93,25 +93,25 @@ struct WarpState {
     ++agent.clock;
   }
 
-  // The async proxy sees what `lanes` know and have done.
-  void fence_proxy(LaneMask lanes, LaneMask alive) {
-    common.fenced.raise(epoch(), lanes);
-    common.fenced.raise(initialisations(), 1);
+  // The async proxy sees what `lanes` know and have done in `space`.
+  void fence_proxy(LaneMask lanes, LaneMask alive, FenceSpace space) {
+    common.fenced(space).raise(epoch(), lanes);
+    common.fenced(space).raise(initialisations(), 1);
     ++agent.clock;
     update(lanes, alive, [&](Knowledge& knowledge) {
-      knowledge.fenced.join(knowledge.over);
-      if (&knowledge != &common) knowledge.fenced.join(common.over);
+      knowledge.fenced(space).join(knowledge.over);
+      if (&knowledge != &common) knowledge.fenced(space).join(common.over);
     });
     if (lanes != alive) return;
     for (std::unique_ptr<Knowledge>& more : extra) {
-      if (more != nullptr) more->fenced.join(more->over);
+      if (more != nullptr) more->fenced(space).join(more->over);
     }
   }
 
   // fence.mbarrier_init.release.cluster: nothing but the initialisations of mbarriers.
   void fence_initialisations() {
-    common.fenced.raise(initialisations(), 1);
-    prepared[Scope::cluster].fenced.raise(initialisations(), 1);
+    common.fenced().raise(initialisations(), 1);
+    prepared[Scope::cluster].fenced().raise(initialisations(), 1);
     prepared[Scope::cluster].over.raise(initialisations(), 1);
     ++agent.clock;
   }

@@ -208,6 +208,8 @@ void run_cluster_arrive(Warp& warp, const Instruction& instruction, LaneMask mas
     for (Scope scope : {Scope::cluster, Scope::gpu, Scope::sys}) {
       barrier.arriving.join(state->prepared[scope]);
     }
+    // Whatever the order, who goes on knows that this block runs.
+    barrier.arriving.over.raise({state->agent.block, state->agent.index, 0}, 1);
   }
   warp.cluster_arrived |= mask;
   warp.cluster_phase = barrier.completed.count;
@@ -265,9 +267,11 @@ void run_fence(Warp& warp, const Instruction& instruction, LaneMask mask) {
     case FenceProxy::none:
       return warp.block().grid().machine.checker()->fence(warp, mask, details.order, details.scope);
     case FenceProxy::async:
+      return state->fence_proxy(mask, warp.alive(), FenceSpace::any);
     case FenceProxy::async_global:
+      return state->fence_proxy(mask, warp.alive(), FenceSpace::global);
     case FenceProxy::async_shared:
-      return state->fence_proxy(mask, warp.alive());
+      return state->fence_proxy(mask, warp.alive(), FenceSpace::shared);
     case FenceProxy::mbarrier_init:
       return state->fence_initialisations();
     case FenceProxy::tensormap:

@@ -311,7 +311,7 @@ void require_fenced(const Mbarrier& barrier, const Knowledge& knowledge, int lan
   if (!knowledge.over.covers(barrier.initialised, 1)) {
     throw Fault(FaultKind::race, "nothing orders the mbarrier's initialisation before this", lane);
   }
-  if (knowledge.fenced.covers(barrier.initialised, 1)) return;
+  if (knowledge.is_fenced(FenceSpace::shared, barrier.initialised, 1)) return;
   throw Fault(FaultKind::missing_fence,
               "no fence.mbarrier_init or fence.proxy.async lies between the mbarrier's "
               "initialisation and this copy",

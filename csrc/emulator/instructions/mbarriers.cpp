@@ -6,6 +6,7 @@
 
 #include "emulator/instructions/mbarriers.hpp"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -28,8 +29,8 @@ std::string state_of(const Mbarrier& barrier) {
 void complete_if_done(Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.transactions != 0) return;
   ++barrier.phase;
-  barrier.complete.join(barrier.arriving);
-  barrier.arriving = {};
+  barrier.complete.join(std::exchange(barrier.arriving, {}));
+  barrier.complete_from_peers.join(std::exchange(barrier.arriving_from_peers, {}));
   barrier.pending = barrier.expected;
   barrier.completed.happen();
 }
@@ -99,39 +100,64 @@ struct ArriveDetails : Details {
   bool arrives = true;
   bool completes = false;  // takes transactions away
   bool drops = false;
-  bool has_count = false;
+
+  // The last operand: arrivals or bytes.
+  static uint32_t count_of(const Warp& warp, const Instruction& instruction, int lane) {
+    const uint64_t count = instruction.sources[1] ? warp.bits(instruction.sources[1], lane) : 1;
+    return static_cast<uint32_t>(count);
+  }
+  uint32_t arrivals_of(const Warp& warp, const Instruction& instruction, int lane) const {
+    return expects ? 1 : count_of(warp, instruction, lane);
+  }
 };
 
-// Who waits for the phase will know what those knew that arrived with a release.
-void tell(Warp& warp, const Instruction& instruction, LaneMask mask) {
+// Lanes from `lane` on, of `mask`, whose arrivals count for the same phase of one mbarrier.
+LaneMask arrivals_together(Warp& warp, const Instruction& instruction, LaneMask mask, int lane) {
   const auto& details = static_cast<const ArriveDetails&>(*instruction.details);
-  WarpState& state = *warp.checks();
-  const bool releases = details.arrives && details.order == Order::release;
-  while (mask != 0) {
-    const uint64_t address = to_shared(lane_address(warp, instruction, 0, first_lane(mask)));
-    LaneMask together = 0;
-    for_lanes(mask, [&](int lane) {
-      if (to_shared(lane_address(warp, instruction, 0, lane)) == address)
-        together |= LaneMask{1} << lane;
-    });
-    mask &= ~together;
-    Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
-    for_lanes(together, [&](int lane) { require_initialised(barrier, state, lane); });
-    if (releases) barrier.arriving.join(state.publish(together));
+  const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
+  const Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
+  uint64_t pending = barrier.pending;
+  LaneMask together = 0;
+  for (mask &= kAllLanes << lane; mask != 0 && pending > 0; mask &= mask - 1) {
+    const int next = first_lane(mask);
+    if (to_shared(lane_address(warp, instruction, 0, next)) != address) continue;
+    together |= LaneMask{1} << next;
+    pending -= std::min<uint64_t>(pending, details.arrivals_of(warp, instruction, next));
   }
+  return together;
+}
+
+// Who waits for the phase will know what those knew that arrived. Between blocks this takes the
+// scope of the cluster on both sides (PTX ISA 8.5, scopes). Public kernels hand buffers back to a
+// peer at the scope of a block, after reads alone; what was read is read, whatever the scope.
+void tell(Warp& warp, Mbarrier& barrier, const Knowledge& news, bool is_own, Scope scope) {
+  if (is_own) return barrier.arriving.join(news);
+  const Checker& checker = *warp.block().grid().machine.checker();
+  barrier.arriving.over.join(checker.reads_of(news.over, warp.block().number()));
+  if (scope >= Scope::cluster) barrier.arriving_from_peers.join(news);
 }
 
 void run_arrive(Warp& warp, const Instruction& instruction, LaneMask mask) {
   const auto& details = static_cast<const ArriveDetails&>(*instruction.details);
-  if (warp.checks() != nullptr) tell(warp, instruction, mask);
+  WarpState* state = warp.checks();
+  const bool releases = details.arrives && details.order == Order::release;
+  LaneMask told = 0;
   for_lanes(mask, [&](int lane) {
     const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
     Mbarrier& barrier = find_mbarrier(warp.block(), address, lane);
     const uint64_t phase = barrier.phase;
-    const uint64_t number = instruction.sources[1] ? warp.bits(instruction.sources[1], lane) : 1;
-    const auto count = static_cast<uint32_t>(number);
+    if (state != nullptr) require_initialised(barrier, *state, lane);
+    if (state != nullptr && releases && !has(told, lane)) {
+      const LaneMask together = arrivals_together(warp, instruction, mask, lane);
+      const bool is_own = &warp.block().owner(address, lane) == &warp.block();
+      tell(warp, barrier, state->publish(together), is_own, details.scope);
+      told |= together;
+    }
+    const uint32_t count = details.count_of(warp, instruction, lane);
     if (details.expects) expect_transactions(barrier, count, lane);
-    if (details.arrives) arrive(barrier, details.expects ? 1 : count, details.drops, lane);
+    if (details.arrives) {
+      arrive(barrier, details.arrivals_of(warp, instruction, lane), details.drops, lane);
+    }
     if (details.completes) barrier.transactions -= count;
     if (details.arrives || details.completes) complete_if_done(barrier);
     if (instruction.destinations[0]) warp.set_bits(instruction.destinations[0], lane, phase);
@@ -223,6 +249,9 @@ void learn(Warp& warp, const Instruction& instruction, LaneMask lanes) {
     lanes &= ~together;
     const Mbarrier& barrier = find_mbarrier(warp.block(), address, first_lane(together));
     warp.checks()->learn(together, warp.alive(), barrier.complete);
+    if (static_cast<const WaitDetails&>(*instruction.details).scope >= Scope::cluster) {
+      warp.checks()->learn(together, warp.alive(), barrier.complete_from_peers);
+    }
   }
 }
 

@@ -104,29 +104,37 @@ uint32_t address_mn_major(const Descriptor& d, uint32_t chunk, uint32_t k) {
                                  k % 8 * d.span() + k / 8 * d.stride);
 }
 
+// Who reads rows of an operand: as many rows each.
+struct Readers {
+  std::span<const CheckedAccess> accesses;
+  int rows;
+
+  const CheckedAccess& of(int row) const { return accesses[static_cast<size_t>(row / rows)]; }
+};
+
 // `rows` rows of 32 bytes of K, from shared memory.
 void load_shared(Block& block, uint64_t bits, const char* which, bool transposed, int rows,
-                 const CheckedAccess& access, std::byte* into) {
+                 const Readers& readers, std::byte* into) {
   const Descriptor descriptor(bits);
   check(descriptor, which);
   Checker* checker = block.grid().machine.checker();
-  const auto fetch = [&](uint32_t address) {
+  const auto fetch = [&](uint32_t address, int row) {
     const std::byte* memory = block.shared(address, kChunkBytes, -1);
-    if (checker != nullptr) checker->access_shared(block, address, kChunkBytes, access);
+    if (checker != nullptr) checker->access_shared(block, address, kChunkBytes, readers.of(row));
     return memory;
   };
   if (!transposed) {
     for (int row = 0; row < rows; ++row) {
       for (int chunk = 0; chunk < 2; ++chunk) {
         std::memcpy(into + row * kTensorCoreRowBytes + chunk * kChunkBytes,
-                    fetch(address_k_major(descriptor, row, chunk)), kChunkBytes);
+                    fetch(address_k_major(descriptor, row, chunk), row), kChunkBytes);
       }
     }
     return;
   }
   for (int chunk = 0; chunk < rows / 8; ++chunk) {
     for (int k = 0; k < 16; ++k) {
-      const std::byte* from = fetch(address_mn_major(descriptor, chunk, k));
+      const std::byte* from = fetch(address_mn_major(descriptor, chunk, k), 8 * chunk);
       for (int i = 0; i < 8; ++i) {
         std::memcpy(into + (8 * chunk + i) * kTensorCoreRowBytes + 2 * k, from + 2 * i, 2);
       }
@@ -204,17 +212,24 @@ void perform(Warpgroup& group, const Product& product) {
   alignas(64) std::byte b[kMostColumns * kTensorCoreRowBytes];
   const Epoch epoch(group.agent.block, group.agent.index,
                     static_cast<uint32_t>(group.performed + 1));
-  const CheckedAccess access{.epoch = epoch,
-                             .lanes = 1,
-                             .knowledge = product.knowledge,
-                             .pc = product.pc,
-                             .is_async = true};
+  const auto access = [&](const Knowledge& knowledge) {
+    return CheckedAccess{
+        .epoch = epoch, .lanes = 1, .knowledge = knowledge, .pc = product.pc, .is_async = true};
+  };
   if (details.a_in_registers) {
     load_registers(group, details, a);
   } else {
-    load_shared(block, product.a_descriptor, "A", details.transposes_a, kRows, access, a);
+    const std::array by_warp{access(product.knowledge[0]), access(product.knowledge[1]),
+                             access(product.knowledge[2]), access(product.knowledge[3])};
+    load_shared(block, product.a_descriptor, "A", details.transposes_a, kRows,
+                {by_warp, kRowsOfWarp}, a);
   }
-  load_shared(block, product.b_descriptor, "B", details.transposes_b, details.columns, access, b);
+  // Each warp reads all of B, so that all must know what one of them reads.
+  Knowledge common = product.knowledge[0];
+  for (int warp = 1; warp < kWarpsOfGroup; ++warp) common.meet(product.knowledge[warp]);
+  const std::array by_all{access(common)};
+  load_shared(block, product.b_descriptor, "B", details.transposes_b, details.columns,
+              {by_all, details.columns}, b);
   if (details.negates_a) negate(a, kRows, details.a_type);
   if (details.negates_b) negate(b, details.columns, details.b_type);
   details.accumulates_f16 ? multiply<uint16_t>(group, product, a, b)
@@ -312,7 +327,8 @@ void run_multiply(Warp& warp, const Instruction& instruction, LaneMask mask) {
                     ", in another warp " + hex(common.a_descriptor) + " and " +
                     hex(common.b_descriptor) + " at " + warp.program().place(common.pc));
   }
-  if (WarpState* state = warp.checks()) common.knowledge.join(state->publish(mask));
+  if (WarpState* state = warp.checks())
+    common.knowledge[warp.index() % kWarpsOfGroup] = state->publish(mask);
   if (ProductRegisters* registers = warp.product_registers()) {
     registers->use(warp, details.d.size(), member.issued);
   }
