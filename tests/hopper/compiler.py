@@ -99,9 +99,10 @@ def find_nvcc() -> str:
 
 
 def content_hash(source: str) -> str:
-    """Of the file, all headers of csrc/hopper, the flags and the compiler."""
+    """Of the file, the headers beside it and of csrc/hopper, the flags and the compiler."""
     digest = hashlib.sha256(" ".join([*COMPILE[:-1], *ASSEMBLE, _nvcc_version()]).encode())
     headers = sorted((ROOT / "csrc" / "hopper").iterdir())
+    headers += sorted(find_source(source).parent.glob("*.cuh"))
     for path in [find_source(source), Path(__file__), *headers]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,8 @@ import pytest
 from abyssal.emulator import Device, EmulatorError
 from abyssal.emulator.mutation import SCHEDULES
 from abyssal.errors import InputError
-from tests.emulator.planted.corpus import FALSE_ALARM, MISSED, PAIRS
+from tests.emulator.planted import corpus  # noqa: F401  fills PAIRS
+from tests.emulator.planted.pairs import FALSE_ALARM, MISSED, PAIRS
 from tests.hopper import on_emulator
 from tests.hopper.case import check, run
 
