@@ -34,6 +34,7 @@ Grid::Grid(Machine& machine, LaunchDescription launch)
     agent = checker->add_grid(*this);
     over.over.raise(agent.epoch(), 1);
     over.fenced().raise(agent.epoch(), 1);
+    over.fenced(FenceSpace::tensor_map).raise(agent.epoch(), 1);
   }
 }
 

@@ -40,6 +40,7 @@ CheckedAccess checked(Warp& warp, int lane, const Access& access, const void* me
           .pc = warp.pc(),
           .lane = lane,
           .kind = access.kind,
+          .is_of_tensor_map = access.is_of_tensor_map,
           .scope = access.scope};
 }
 

@@ -16,6 +16,7 @@ struct Access {
   AccessKind kind = AccessKind::read;
   Order order = Order::weak;
   Scope scope = Scope::none;
+  bool is_of_tensor_map = false;
 };
 
 // Where `bytes` bytes at `address` lie on the host. Throws Fault for what is out of bounds,

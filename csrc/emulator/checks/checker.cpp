@@ -113,7 +113,8 @@ void Checker::check(Shadow& shadow, Cell& cell, uint8_t bytes, const CheckedAcce
     if ((writes || trace.writes) && !is_over && !is_allowed(trace, now)) {
       report_race(trace, access, where);
     }
-    const bool crosses_proxies = access.is_async && trace.writes && !trace.is_async;
+    const bool crosses_proxies =
+        (access.is_async || access.is_of_tensor_map) && trace.writes && !trace.is_async;
     if (crosses_proxies && !is_fenced(access, trace, where)) {
       report_missing_fence(trace, access, where);
     }
@@ -142,9 +143,13 @@ bool Checker::is_known(const CheckedAccess& access, Epoch epoch, LaneMask lanes)
 }
 
 bool Checker::is_fenced(const CheckedAccess& access, const Trace& trace, Where where) const {
-  const Knowledge& knowledge = access.knowledge;
-  return knowledge.is_fenced(where.fence, trace.epoch, trace.lanes) ||
-         knowledge.is_fenced(where.fence, blocks_[trace.epoch.block()].grid, 1);
+  const FenceSpace space = access.is_of_tensor_map ? FenceSpace::tensor_map : where.fence;
+  const Epoch grid = blocks_[trace.epoch.block()].grid;
+  const auto knows = [&](const Knowledge& knowledge) {
+    return knowledge.is_fenced(space, trace.epoch, trace.lanes) ||
+           knowledge.is_fenced(space, grid, 1);
+  };
+  return knows(access.knowledge) || (access.more != nullptr && knows(*access.more));
 }
 
 bool Checker::is_allowed(const Trace& before, const Trace& now) const {
@@ -168,8 +173,9 @@ void Checker::report_missing_fence(const Trace& other, const CheckedAccess& acce
   throw Fault(FaultKind::missing_fence,
               std::string("a proxy fence is missing at ") + hex(where.address) + " of " +
                   where.space + " memory: this " + name_of(access.kind) +
-                  " of the async proxy comes after the generic " + describe(other) +
-                  " with no fence.proxy.async between them",
+                  (access.is_of_tensor_map ? " of a tensor map" : " of the async proxy") +
+                  " comes after the generic " + describe(other) + " with no fence.proxy." +
+                  (access.is_of_tensor_map ? "tensormap" : "async") + " between them",
               access.lane);
 }
 

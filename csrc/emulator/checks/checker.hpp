@@ -38,6 +38,7 @@ struct CheckedAccess {
   int lane = -1;
   AccessKind kind = AccessKind::read;
   bool is_async = false;
+  bool is_of_tensor_map = false;
   Scope scope = Scope::none;  // of a strong access
 };
 

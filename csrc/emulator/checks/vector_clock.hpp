@@ -127,21 +127,22 @@ class VectorClock {
   std::vector<Part> parts_;
 };
 
-// The memory that a proxy fence is about.
-enum class FenceSpace : uint8_t { any, shared, global };
+// What a proxy fence is about: all memory, a space of it, or tensor maps in global memory.
+enum class FenceSpace : uint8_t { any, shared, global, tensor_map };
 
 // What somebody knows: which accesses are over, and which of them the async proxy sees as well
 // because a proxy fence lies behind them (PTX ISA 8.11, causality through proxies).
 struct Knowledge {
   VectorClock over;
-  std::array<VectorClock, 3> fenced_in;  // by FenceSpace
+  std::array<VectorClock, 4> fenced_in;  // by FenceSpace
 
   VectorClock& fenced(FenceSpace space = FenceSpace::any) {
     return fenced_in[static_cast<size_t>(space)];
   }
   bool is_fenced(FenceSpace space, Epoch epoch, LaneMask lanes) const {
-    const VectorClock& any = fenced_in[static_cast<size_t>(FenceSpace::any)];
-    return any.covers(epoch, lanes, &fenced_in[static_cast<size_t>(space)]);
+    const VectorClock& of_space = fenced_in[static_cast<size_t>(space)];
+    const VectorClock& of_any = fenced_in[static_cast<size_t>(FenceSpace::any)];
+    return of_space.covers(epoch, lanes, space == FenceSpace::tensor_map ? nullptr : &of_any);
   }
 
   void join(const Knowledge& other) {

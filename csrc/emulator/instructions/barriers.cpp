@@ -275,6 +275,8 @@ void run_fence(Warp& warp, const Instruction& instruction, LaneMask mask) {
     case FenceProxy::mbarrier_init:
       return state->fence_initialisations();
     case FenceProxy::tensormap:
+      if (details.order != Order::acquire) return;
+      return state->fence_proxy(mask, warp.alive(), FenceSpace::tensor_map);
     case FenceProxy::alias:
       return;
   }

@@ -261,7 +261,7 @@ void require_aligned(uint64_t value, uint64_t multiple, const char* what, int la
 TensorMap read_map(Warp& warp, uint64_t address, int lane) {
   TensorMap map;
   require_aligned(address, 64, "the address of the tensor map", lane);
-  const Access access{.kind = AccessKind::read};
+  const Access access{.kind = AccessKind::read, .is_of_tensor_map = true};
   CUtensorMap bytes;
   // A descriptor is read whole; parameters need not be aligned to their own 128 bytes.
   std::memcpy(&bytes, locate(warp, lane, access, address, 64), 64);
