@@ -6,17 +6,22 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pybind11  # noqa: F401 - so that these tests cannot be skipped: what a build stands on
 import pytest
+import scikit_build_core  # noqa: F401
 
 from abyssal import runtime
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def wheel_without_kernels(tmp_path_factory):
-    pytest.importorskip("scikit_build_core")
-    pytest.importorskip("pybind11")
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--wheel-dir", str(folder)]
     command += ["--no-deps", "--no-build-isolation", "--quiet"]
@@ -70,6 +75,12 @@ def test_the_extension_names_no_folder_of_the_build_machine():
     except runtime.ExtensionMissing as missing:
         pytest.skip(str(missing))
     assert str(ROOT).encode() not in extension.read_bytes()
+
+
+def test_the_tests_bring_what_a_build_requires():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    required = project["build-system"]["requires"]
+    assert set(required) <= set(project["project"]["optional-dependencies"]["test"])
 
 
 def test_the_version_is_stated_once():
