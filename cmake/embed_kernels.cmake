@@ -38,10 +38,11 @@ function(abyssal_embed_kernels target)
 
   set(images_s "${CMAKE_CURRENT_BINARY_DIR}/kernel_images.S")
   set(images_cpp "${CMAKE_CURRENT_BINARY_DIR}/kernel_images.cpp")
+  # GENERATE leaves a file alone whose content stays, and reads nothing into @ signs of a folder.
   # The file ends with a note to the linker: this code needs no executable stack.
-  file(CONFIGURE OUTPUT "${images_s}" CONTENT
-    ".section .rodata\n${assembly}.section .note.GNU-stack,\"\",%progbits\n" @ONLY)
-  file(CONFIGURE OUTPUT "${images_cpp}" CONTENT
+  file(GENERATE OUTPUT "${images_s}" CONTENT
+    ".section .rodata\n${assembly}.section .note.GNU-stack,\"\",%progbits\n")
+  file(GENERATE OUTPUT "${images_cpp}" CONTENT
 "#include \"runtime/kernel_image.hpp\"
 extern \"C\" {
 ${declarations}}
@@ -52,7 +53,7 @@ ${table}  };
   return images;
 }
 }  // namespace abyssal
-" @ONLY)
+")
   set_source_files_properties("${images_s}" PROPERTIES OBJECT_DEPENDS "${images}")
   target_sources(${target} PRIVATE "${images_s}" "${images_cpp}")
 endfunction()
