@@ -43,8 +43,9 @@ lint: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV) build demo
 
+# Where it fails (Debian without python3-venv), the interpreter is already there, without pip.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/installed: $(VENV)/bin/python $(BUILD_FILES)
 	@echo "installing Abyssal into $(VENV) (the first time, this downloads PyTorch and nvcc)"
