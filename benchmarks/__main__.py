@@ -40,13 +40,20 @@ def main() -> int:
     for op in options.ops or sorted(modules):
         report["results"][op] = results = []
         for case in modules[op].cases(device, options.quick):
-            case.contenders.update(peers.get(op, {}))
+            _add_peers(case, peers.get(op, {}))
             results.append(harness.run_case(case, device))
             print("\n".join(harness.table_rows(results[-1], ceiling)), flush=True)
             _write(report, options.out)  # whatever ends the run, this much is measured
     report["gpu_state_after"] = harness.query_gpu()
     _write(report, options.out)
-    return 0
+    failed = [
+        f"{op} {label}"
+        for op in report["results"]
+        for label in harness.failed_cases(report["results"][op])
+    ]
+    if failed:
+        print(f"benchmarks: {harness.OURS} failed on {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _parse(names: list[str]) -> argparse.Namespace:
@@ -72,6 +79,13 @@ def _parse(names: list[str]) -> argparse.Namespace:
 def _benchmark_modules() -> list[ModuleType]:
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
     return [importlib.import_module(f"benchmarks.{n}") for n in names if n.startswith("bench_")]
+
+
+def _add_peers(case: harness.Case, peers: dict[str, harness.Contender]) -> None:
+    taken = sorted(case.contenders.keys() & peers.keys())
+    if taken:
+        sys.exit(f"benchmarks: a peer needs a name of its own, and {', '.join(taken)} is taken")
+    case.contenders.update(peers)
 
 
 def _load(path: Path) -> ModuleType:

@@ -11,7 +11,7 @@ from torch import Tensor
 from abyssal import ops
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.reference import quantize as reference
-from benchmarks.harness import Case, Inputs
+from benchmarks.harness import OURS, Case, Inputs
 
 OP = "quantize_1x128"
 
@@ -63,6 +63,6 @@ def make_case(
         label=f"{tokens} x {width} {name}{' pow2' if pow2 else ''}",
         make_inputs=make_inputs,
         bytes_moved=tokens * (width * (value_bytes + 1) + 4 * math.ceil(width / 128)),
-        contenders={"abyssal": ours, "torch": eager, "torch.compile": compiled},
+        contenders={OURS: ours, "torch": eager, "torch.compile": compiled},
         check=check,
     )

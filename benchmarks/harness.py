@@ -35,6 +35,9 @@ MOST_COPIES = 64
 ROUNDS = 5
 REPLAYS = 10
 
+# The contender that the others are compared with.
+OURS = "abyssal"
+
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
 
 
@@ -43,8 +46,8 @@ class Case:
     """An op on one shape.
 
     make_inputs(seed): fresh random inputs, buffers for outputs included. bytes_moved: the least
-    that must be read and written once. contenders: name -> function of those inputs, ours first.
-    check(inputs): raises AssertionError unless our result is right.
+    that must be read and written once. contenders: name -> function of those inputs; ours is called
+    OURS. check(inputs): raises AssertionError unless our result is right.
     """
 
     label: str
@@ -68,7 +71,8 @@ class Timing:
 
 
 def run_case(case: Case, device: torch.device) -> dict[str, Any]:
-    """Check, then time, all contenders of a case. A contender that fails is recorded as such."""
+    """Check our result, then time all contenders. One that fails is recorded under "failures", ours
+    too: `failed_cases` finds it."""
     copies = min(MOST_COPIES, max(2, BYTES_IN_ROTATION // case.bytes_moved))
     if device.type == "cpu":
         copies = 2
@@ -80,7 +84,7 @@ def run_case(case: Case, device: torch.device) -> dict[str, Any]:
         try:
             make_timer = _graph_timer if device.type == "cuda" else _host_timer
             timers[name] = make_timer(contender, rotation)
-        except Exception as error:  # a peer's, of any kind: the others still count
+        except Exception as error:  # of any kind: the other contenders still count
             failures[name] = f"{type(error).__name__}: {error}"
     samples: dict[str, list[list[float]]] = {name: [] for name in timers}
     for _ in range(ROUNDS):
@@ -197,16 +201,22 @@ def query_gpu() -> dict[str, str] | None:
     return dict(zip(QUERY.split(","), values, strict=False))
 
 
+def failed_cases(results: list[dict[str, Any]]) -> list[str]:
+    """The labels of the cases in which our own contender failed."""
+    return [result["label"] for result in results if OURS in result["failures"]]
+
+
 def table_rows(result: dict[str, Any], ceiling: float) -> Iterator[str]:
     """A line for each contender: time, its spread, share of the copy's rate, our speed-up."""
-    contenders = result["contenders"]
-    ours = next(iter(contenders.values()), None)
-    for name, timing in contenders.items():
-        ratio = timing["microseconds"] / ours["microseconds"]
-        yield (
+    ours = result["contenders"].get(OURS)
+    for name, timing in result["contenders"].items():
+        row = (
             f"{result['label']:<32} {name:<16} {timing['microseconds']:10.2f} us "
             f"(spread {timing['spread']:4.0%})  {timing['bytes_per_second'] / 1e9:8.1f} GB/s "
-            f"{timing['bytes_per_second'] / ceiling:5.0%} of a copy  {ratio:6.2f}x our time"
+            f"{timing['bytes_per_second'] / ceiling:5.0%} of a copy"
         )
+        if ours is not None:
+            row += f"  {timing['microseconds'] / ours['microseconds']:6.2f}x our time"
+        yield row
     for name, failure in result["failures"].items():
         yield f"{result['label']:<32} {name:<16} failed: {failure}"

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import bench_quantize_1x128, harness
+from benchmarks import __main__, bench_quantize_1x128, harness
+from benchmarks.harness import OURS
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -31,27 +33,29 @@ def make_case(contenders, check=lambda x: None):
     )
 
 
-def test_contenders_get_the_same_inputs_and_a_failing_one_is_recorded():
-    seen = {"ours": [], "peer": []}
+def fail(x):
+    raise RuntimeError("no such kernel")
 
-    def broken(x):
-        raise RuntimeError("no such kernel")
+
+def test_contenders_get_the_same_inputs_and_a_failing_one_is_recorded():
+    seen = {OURS: [], "peer": []}
 
     case = make_case(
         {
-            "ours": lambda x: seen["ours"].append(x[0].item()),
             "peer": lambda x: seen["peer"].append(x[0].item()),
-            "broken": broken,
+            OURS: lambda x: seen[OURS].append(x[0].item()),
+            "broken": fail,
         }
     )
     result = harness.run_case(case, CPU)
-    assert seen["ours"] == seen["peer"] and set(seen["ours"]) == {0.0, 1.0}
-    assert set(result["contenders"]) == {"ours", "peer"}
+    assert seen[OURS] == seen["peer"] and set(seen[OURS]) == {0.0, 1.0}
+    assert set(result["contenders"]) == {OURS, "peer"}
     assert result["failures"] == {"broken": "RuntimeError: no such kernel"}
-    ours = result["contenders"]["ours"]
+    assert harness.failed_cases([result]) == []
+    ours = result["contenders"][OURS]
     assert ours["bytes_per_second"] == pytest.approx(1000 / ours["microseconds"] * 1e6)
     rows = list(harness.table_rows(result, ceiling=1e9))
-    assert len(rows) == 3 and "1.00x our time" in rows[0] and "failed: RuntimeError" in rows[2]
+    assert len(rows) == 3 and "1.00x our time" in rows[1] and "failed: RuntimeError" in rows[2]
 
 
 def test_a_wrong_result_is_not_timed():
@@ -59,7 +63,38 @@ def test_a_wrong_result_is_not_timed():
         raise AssertionError("codes differ")
 
     with pytest.raises(AssertionError, match="codes differ"):
-        harness.run_case(make_case({"ours": lambda x: None}, check), CPU)
+        harness.run_case(make_case({OURS: lambda x: None}, check), CPU)
+
+
+def main_with(contenders, monkeypatch, *arguments):
+    """`python -m benchmarks --rehearse` with one case of these contenders."""
+    module = SimpleNamespace(OP="op", cases=lambda device, quick: [make_case(contenders)])
+    monkeypatch.setattr(__main__, "_benchmark_modules", lambda: [module])
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--rehearse", *map(str, arguments)])
+    return __main__.main()
+
+
+def test_our_own_failure_fails_the_run_and_gives_no_ratios(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.json"
+    contenders = {OURS: fail, "peer": torch.abs}
+    assert main_with(contenders, monkeypatch, "--out", out) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "benchmarks: abyssal failed on op test\n"
+    assert "our time" not in printed.out and "failed: RuntimeError" in printed.out
+    (case,) = json.loads(out.read_text())["results"]["op"]
+    assert set(case["contenders"]) == {"peer"} and set(case["failures"]) == {OURS}
+
+
+def test_a_failing_peer_does_not_fail_the_run(monkeypatch):
+    assert main_with({OURS: torch.abs, "peer": fail}, monkeypatch) == 0
+
+
+def test_a_peer_cannot_take_our_place(tmp_path, monkeypatch):
+    peer = tmp_path / "peer.py"
+    peer.write_text("CONTENDERS = {'op': {'abyssal': abs}}\n")
+    with pytest.raises(SystemExit, match="a name of its own, and abyssal is taken"):
+        main_with({OURS: torch.abs}, monkeypatch, "--peer", peer)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +114,7 @@ def test_bytes_of_the_quantiser(tokens, width, dtype, expected):
 def test_its_check_can_fail():
     case = bench_quantize_1x128.make_case(3, 256, torch.bfloat16, CPU)
     x, out = case.make_inputs(0)
-    case.contenders["abyssal"](x, out)
+    case.contenders[OURS](x, out)
     assert torch.equal(
         out.data.view(torch.uint8), case.contenders["torch"](x, out)[0].view(torch.uint8)
     )
