@@ -52,7 +52,7 @@ def main() -> int:
         for label in harness.failed_cases(report["results"][op])
     ]
     if failed:
-        print(f"benchmarks: {harness.OURS} failed on {', '.join(failed)}", file=sys.stderr)
+        print(f"benchmarks: our contender failed on {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -68,6 +68,7 @@ def make_case(type_: str, columns: int) -> Case:
         bytes_moved=operand_bytes + 2 * INSTRUCTIONS * 64 * columns * 4,
         contenders={path: contender(path) for path in reversed(paths())},
         check=check,
+        ours=paths()[-1],
     )
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from abyssal import runtime
 from benchmarks import __main__, bench_quantize_1x128, harness
 from benchmarks.harness import OURS
 
@@ -80,7 +81,7 @@ def test_our_own_failure_fails_the_run_and_gives_no_ratios(tmp_path, monkeypatch
     contenders = {OURS: fail, "peer": torch.abs}
     assert main_with(contenders, monkeypatch, "--out", out) == 1
     printed = capsys.readouterr()
-    assert printed.err == "benchmarks: abyssal failed on op test\n"
+    assert printed.err == "benchmarks: our contender failed on op test\n"
     assert "our time" not in printed.out and "failed: RuntimeError" in printed.out
     (case,) = json.loads(out.read_text())["results"]["op"]
     assert set(case["contenders"]) == {"peer"} and set(case["failures"]) == {OURS}
@@ -88,6 +89,16 @@ def test_our_own_failure_fails_the_run_and_gives_no_ratios(tmp_path, monkeypatch
 
 def test_a_failing_peer_does_not_fail_the_run(monkeypatch):
     assert main_with({OURS: torch.abs, "peer": fail}, monkeypatch) == 0
+
+
+def test_every_case_has_our_contender():
+    try:
+        runtime.extension()
+    except runtime.ExtensionMissing as missing:
+        pytest.skip(str(missing))
+    for module in __main__._benchmark_modules():
+        for case in module.cases(CPU, quick=False):
+            assert case.ours in case.contenders, case.label
 
 
 def test_a_peer_cannot_take_our_place(tmp_path, monkeypatch):
