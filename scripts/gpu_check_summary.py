@@ -1,4 +1,4 @@
-"""The last part of gpu_check.sh: what its steps left behind, as one JSON file.
+"""What the steps of gpu_check.sh have left behind so far, as one JSON file.
 
 Uses the standard library only: it also has to say that torch is missing.
 """
@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--require-passed":
         return require_passed(Path(arguments[1]))
     logs, out = map(Path, arguments)
-    out.write_text(json.dumps(summarise(logs), indent=2) + "\n", encoding="utf-8")
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(summarise(logs), indent=2) + "\n", encoding="utf-8")
+    partial.replace(out)
     return 0
 
 
@@ -34,9 +36,11 @@ def summarise(logs: Path) -> dict[str, Any]:
         for name, code, seconds in (row.split("\t") for row in rows)
     ]
     tests = read_tests(logs / "tests.xml") + read_tests(logs / "microkernels.xml")
+    finished = (logs / "finished").exists()
     return {
         "rehearsal": (logs / "rehearsal").exists(),
-        "succeeded": all(step["exit_code"] == 0 for step in steps),
+        "finished": finished,
+        "succeeded": finished and all(step["exit_code"] == 0 for step in steps),
         "steps": steps,
         "environment": read_json(logs / "env.json"),
         "test_counts": Counter(test["outcome"] for test in tests),

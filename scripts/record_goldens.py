@@ -30,8 +30,10 @@ def main() -> int:
     options = parser.parse_args()
     arrays = record(options.backend)
     results, failures = record_microkernels(options.backend)
-    with options.out.open("wb") as file:
+    partial = options.out.with_suffix(".partial")
+    with partial.open("wb") as file:
         np.savez_compressed(file, **arrays, **results)
+    partial.replace(options.out)
     print(
         f"{options.out}: {len(CASES)} cases of quantize_1x128 and "
         f"{len(microkernels.CASES) - len(failures)} of the microkernels by {options.backend}"

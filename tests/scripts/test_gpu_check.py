@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,101 @@ def test_without_torch_it_says_so(tmp_path):
     assert "No module named 'torch'" in done.stdout
 
 
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-m scripts.gpu_check_summary "*) exec {python} "$@" ;;
+  *"{hangs}"*) echo "begun $$"; sleep 60 ;;
+esac
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the script with a Python that does nothing, except in one step, which does not end."""
+    started = []
+
+    def start(hangs: str, **environment: str) -> subprocess.Popen:
+        fake = tmp_path / "python"
+        fake.write_text(FAKE_PYTHON.format(python=sys.executable, hangs=hangs))
+        fake.chmod(0o755)
+        process = subprocess.Popen(
+            ["bash", ROOT / "scripts" / "gpu_check.sh", tmp_path / "out"],
+            env={**os.environ, "PYTHON": str(fake), **environment},
+            stdout=subprocess.DEVNULL,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def hanging_step(log: Path) -> int:
+    """Its process, once it has begun."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if log.exists() and (found := re.search(r"begun (\d+)\n", log.read_text())):
+            return int(found[1])
+        time.sleep(0.02)
+    raise AssertionError("the step has not begun")
+
+
+def report_in(out: Path) -> dict:
+    with tarfile.open(out / "logs.tar") as logs:
+        assert "./steps.tsv" in logs.getnames()
+    return json.loads((out / "gpu_check.json").read_text())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_running_step_and_leaves_the_files(number, code, start, tmp_path):
+    out = tmp_path / "out"
+    script = start("-m pip")
+    step = hanging_step(out / "logs" / "build.log")
+    script.send_signal(number)
+    assert script.wait(30) == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(step, 0)
+    report = report_in(out)
+    assert not report["finished"] and not report["succeeded"]
+    assert [(step["name"], step["exit_code"]) for step in report["steps"]] == [
+        ("probe", 0),
+        ("build", code),
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "logs.tar"]
+
+
+def test_a_run_that_is_killed_leaves_what_it_has(start, tmp_path):
+    out = tmp_path / "out"
+    script = start("-m pip")
+    step = hanging_step(out / "logs" / "build.log")
+    script.kill()
+    script.wait()
+    group = os.getpgid(step)  # `timeout` gives what it runs a group of its own
+    assert group != os.getpgid(0)
+    os.killpg(group, signal.SIGKILL)
+    report = report_in(out)
+    assert not report["finished"] and not report["succeeded"]
+    assert [step["name"] for step in report["steps"]] == ["probe"]
+    assert "begun" in (out / "logs" / "build.log").read_text()
+
+
+def test_one_deadline_for_build_and_tests_and_one_for_all(start, tmp_path):
+    begin = time.monotonic()
+    script = start("-m pytest", TEST_SECONDS="5", ALL_SECONDS="9")
+    assert script.wait(60) == 1
+    assert time.monotonic() - begin < 5 + 4  # nothing but tests hangs
+    outcomes = {step["name"]: step["exit_code"] for step in report_in(tmp_path / "out")["steps"]}
+    assert [name for name, code in outcomes.items() if code == 124] == [
+        "tests",
+        "microkernels",
+        "static_gate",
+    ]
+    assert outcomes["tests_ran"] == 1
+    assert outcomes["goldens"] == outcomes["benchmarks"] == outcomes["timings"] == 0
+
+
 def test_usage():
     done = subprocess.run(["bash", ROOT / "scripts" / "gpu_check.sh"], capture_output=True)
     assert done.returncode == 2 and b"usage" in done.stderr
@@ -69,6 +167,7 @@ def logs(tmp_path):
     (tmp_path / "steps.tsv").write_text("probe\t0\t1\ntests\t1\t25\nbenchmarks\t124\t400\n")
     (tmp_path / "tests.xml").write_text(JUNIT)
     (tmp_path / "env.json").write_text('{"abyssal": "0.1.0"}')
+    (tmp_path / "finished").touch()
     (tmp_path / "benchmarks.json").write_text('{"results": {"quantize_1')  # cut off
     return tmp_path
 
@@ -80,6 +179,13 @@ def test_the_summary_of_a_run_with_failures(logs):
     assert summary["environment"] == {"abyssal": "0.1.0"} and summary["benchmarks"] is None
     assert summary["test_counts"] == {"passed": 1, "failure": 1, "skipped": 1}
     json.dumps(summary)
+
+
+def test_only_a_run_that_finished_has_succeeded(logs):
+    (logs / "steps.tsv").write_text("probe\t0\t1\n")
+    assert gpu_check_summary.summarise(logs)["succeeded"]
+    (logs / "finished").unlink()
+    assert not gpu_check_summary.summarise(logs)["succeeded"]
 
 
 def test_the_summary_counts_the_microkernels_too(logs):
