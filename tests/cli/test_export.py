@@ -127,7 +127,16 @@ def test_missing_and_damaged_checkpoints_leave_nothing(run, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1000])
     capsys.readouterr()
     assert shard.name in one_sentence(capsys, str(damaged), str(target))
+    deep = tmp_path / "new" / "folders" / "export"
+    assert shard.name in one_sentence(capsys, str(damaged), str(deep))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file" / "export", tmp_path / "new" / ("x" * 300) / "export"):
+        assert str(target.parent) in one_sentence(capsys, str(run), str(target))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_failure_while_writing_leaves_nothing(run, tmp_path, monkeypatch):

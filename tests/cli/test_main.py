@@ -1,5 +1,6 @@
 """The command line's dispatch: help, version, exit codes, one sentence per user error."""
 
+import os
 import subprocess
 import sys
 
@@ -55,7 +56,10 @@ class FakeCommand:
         (3, 3, ""),
         (InputError("x must be 1, not 2"), 2, "abyssal: error: x must be 1, not 2\n"),
         (FileNotFoundError("no model at y"), 2, "abyssal: error: no model at y\n"),
+        (FileNotFoundError(2, "No such file", "y"), 2, "abyssal: error: y: No such file\n"),
         (PermissionError(13, "Not permitted", "z"), 2, "abyssal: error: z: Not permitted\n"),
+        (FileExistsError(17, "File exists", "z"), 2, "abyssal: error: z: File exists\n"),
+        (OSError(28, "No space left on device"), 2, "abyssal: error: No space left on device\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -74,9 +78,30 @@ def test_a_reader_that_went_away_is_no_traceback():
     assert complaint == b""
 
 
-def test_our_own_bugs_are_not_disguised_as_user_errors(monkeypatch):
-    monkeypatch.setitem(sys.modules, "abyssal.cli.info", FakeCommand(ValueError("a bug")))
-    with pytest.raises(ValueError, match="a bug"):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "abyssal", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr == "abyssal: error: No space left on device\n"
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path, capsys):
+    long = str(tmp_path / ("x" * 300))
+    assert cli.main(["generate", long, "--prompt", "a"]) == 2
+    assert capsys.readouterr().err == f"abyssal: error: {long}: File name too long\n"
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError("a bug")])
+def test_our_own_bugs_are_not_disguised_as_user_errors(bug, monkeypatch):
+    monkeypatch.setitem(sys.modules, "abyssal.cli.info", FakeCommand(bug))
+    with pytest.raises(type(bug), match="a bug"):
         cli.main(["info", "--flag", "x"])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -61,20 +63,34 @@ def export(source: Path, directory: Path, dtype: str) -> None:
     _check_target(directory)
     from abyssal.model.checkpoint import convert_checkpoint
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Written next to its place and moved there when complete; a rename within a directory is
-    # atomic, and mkdtemp keeps two exports apart.
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    with _folders_above(directory):
+        # Written next to its place and moved there when complete; a rename within a directory is
+        # atomic, and mkdtemp keeps two exports apart.
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            contents = partial / directory.name
+            convert_checkpoint(source, contents, dtype=dtype)
+            for name in TOKENIZER_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, contents / name)
+            _check_target(directory)
+            os.replace(contents, directory)
+        finally:
+            shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def _folders_above(directory: Path) -> Iterator[None]:
+    """Make them. Those that are new go again if the block fails."""
+    new = [folder for folder in directory.parents if not folder.exists()]
     try:
-        contents = partial / directory.name
-        convert_checkpoint(source, contents, dtype=dtype)
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, contents / name)
-        _check_target(directory)
-        os.replace(contents, directory)
-    finally:
-        shutil.rmtree(partial)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it came to hold something else
+                folder.rmdir()
+        raise
 
 
 def _check_target(directory: Path) -> None:

@@ -37,18 +37,32 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # while a closed pipe can still be answered for
         return code
-    except (InputError, FileNotFoundError) as error:
-        print(f"abyssal: error: {error}", file=sys.stderr)
-        return 2
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        print(f"abyssal: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
-        # Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 141
+    except (InputError, OSError) as error:
+        print(f"abyssal: error: {_sentence(error)}", file=sys.stderr)
+        _give_up_stdout()
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _sentence(error: InputError | OSError) -> str:
+    """What an error says to the user. One without a sentence for users is raised again."""
+    if isinstance(error, InputError) or (isinstance(error, FileNotFoundError) and not error.errno):
+        return str(error)
+    if error.strerror is None:
+        raise error
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _give_up_stdout() -> None:
+    """If stdout cannot be written, drop what it holds: Python would complain again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
