@@ -37,14 +37,26 @@ def why_not_cuda(device_index: int | None = None) -> str | None:
     driver = built.driver_report()
     if driver["reason"]:
         return str(driver["reason"])
-    devices = _devices()
+    devices, absence = _devices()
+    if absence is not None:
+        return absence
     if device_index is not None:
+        last = len(devices) - 1
         devices = [device for device in devices if device["index"] == device_index]
-    if not devices:
-        return "torch sees no GPU; `torch.cuda.is_available()` is false"
+        if not devices:
+            return f"there is no GPU {device_index}: the last that torch sees is GPU {last}"
     if not any(device["usable"] for device in devices):
         found = ", ".join(f"{d['name']} ({d['capability']})" for d in devices)
         return f"the kernels need a GPU of compute capability 9.0 (Hopper), and here is {found}"
+    return None
+
+
+def why_not_torch() -> str | None:
+    """Why torch cannot be imported, in one sentence; None if it can."""
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # a broken installation may raise anything
+        return f"torch cannot be imported ({type(error).__name__}: {error})"
     return None
 
 
@@ -60,7 +72,7 @@ def why_not_emulator() -> str | None:
 
 
 def report() -> dict[str, Any]:
-    """What `abyssal env` prints. It uses the driver, but no memory of a GPU.
+    """What `abyssal env` prints, whatever is broken. It uses the driver, but no memory of a GPU.
 
     extension  {"built": bool, "reason": str | None}
     kernels    {"built": bool, "reason": str | None, "images": [names]}
@@ -68,6 +80,11 @@ def report() -> dict[str, Any]:
     devices    [{"index", "name", "capability": "9.0", "multiprocessors", "memory_bytes", "usable"}]
     backends   {name: None if usable, else the reason}
     """
+    return {**_parts(), "devices": _devices()[0], "backends": _backends()}
+
+
+def _parts() -> dict[str, Any]:
+    """Of `report`: the extension, its kernels and the driver."""
     try:
         built = extension()
     except ExtensionMissing as error:
@@ -77,8 +94,6 @@ def report() -> dict[str, Any]:
             "extension": absent,
             "kernels": {**absent, "images": []},
             "driver": {"cuda": None, "needed": None, "reason": reason},
-            "devices": _devices(),
-            "backends": _backends(),
         }
     driver = built.driver_report()
     return {
@@ -93,8 +108,6 @@ def report() -> dict[str, Any]:
             "needed": _version(built.oldest_driver),
             "reason": driver["reason"] or None,
         },
-        "devices": _devices(),
-        "backends": _backends(),
     }
 
 
@@ -103,26 +116,36 @@ def _version(number: int) -> str:
 
 
 def _backends() -> dict[str, str | None]:
+    without_torch = why_not_torch()
+    if without_torch is not None:
+        return dict.fromkeys(("reference", "cuda", "emulator"), without_torch)
     return {"reference": None, "cuda": why_not_cuda(), "emulator": why_not_emulator()}
 
 
-def _devices() -> list[dict[str, Any]]:
+def _devices() -> tuple[list[dict[str, Any]], str | None]:
+    """The GPUs that torch sees; why there are none."""
+    without_torch = why_not_torch()
+    if without_torch is not None:
+        return [], without_torch
     import torch
 
     if not torch.cuda.is_available():
-        return []
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = (properties.major, properties.minor)
-        devices.append(
-            {
-                "index": index,
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-                "multiprocessors": properties.multi_processor_count,
-                "memory_bytes": properties.total_memory,
-                "usable": capability == CAPABILITY,
-            }
-        )
-    return devices
+        return [], "torch sees no GPU; `torch.cuda.is_available()` is false"
+    try:
+        return [_describe(index) for index in range(torch.cuda.device_count())], None
+    except Exception as error:  # whatever torch makes of the driver's refusal
+        return [], f"torch cannot use its GPUs ({type(error).__name__}: {error})"
+
+
+def _describe(index: int) -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "index": index,
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "usable": (properties.major, properties.minor) == CAPABILITY,
+    }

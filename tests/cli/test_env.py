@@ -1,6 +1,5 @@
 """`abyssal env`: a full report on any machine, however little of it works."""
 
-import builtins
 import json
 
 import pytest
@@ -9,6 +8,7 @@ import abyssal
 from abyssal import runtime
 from abyssal.cli import env
 from abyssal.cli.main import main
+from tests.runtime.test_report import without_torch
 
 HOPPER = {
     "extension": {"built": True, "reason": None},
@@ -75,16 +75,22 @@ def test_text_says_what_is_missing_and_why(capsys, monkeypatch):
     assert "transformers       not installed (optional)" in text
 
 
-def test_a_broken_torch_is_reported(capsys, monkeypatch):
-    real_import = builtins.__import__
-
-    def without_torch(name, *arguments):
-        if name == "torch":
-            raise OSError("libcudart.so.13: cannot open shared object file")
-        return real_import(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without_torch)
-    assert "torch         CANNOT BE IMPORTED: OSError: libcudart.so.13" in printed(capsys)
+@pytest.mark.parametrize(
+    "error", [OSError("libcudart.so.13: cannot open shared object file"), ValueError("no numpy")]
+)
+def test_a_broken_torch_is_reported_with_all_the_rest(error, capsys, monkeypatch):
+    before = json.loads(printed(capsys, "--json"))
+    without_torch(monkeypatch, error)
+    reason = f"torch cannot be imported ({type(error).__name__}: {error})"
+    report = json.loads(printed(capsys, "--json"))
+    assert report["torch_error"] == reason and report["cpu"]["threads"] is None
+    for part in ("extension", "kernels", "driver"):
+        assert report[part] == before[part]
+    assert report["devices"] == []
+    assert report["backends"] == dict.fromkeys(("reference", "cuda", "emulator"), reason)
+    text = printed(capsys)
+    assert f"torch              {reason}" in text
+    assert f"backend reference  no: {reason}" in text
 
 
 @pytest.mark.parametrize("argv", [["--jsn"], ["extra"]])

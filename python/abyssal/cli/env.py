@@ -51,14 +51,14 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {"cores": os.cpu_count(), "threads": None},
         "libraries": {name: _version(name) for name in LIBRARIES + OPTIONAL_LIBRARIES},
-        "torch_error": None,
+        "torch_error": runtime.why_not_torch(),
+        **runtime.report(),
     }
-    try:
+    if report["torch_error"] is None:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a library that torch links is missing
-        return report | {"torch_error": f"{type(error).__name__}: {error}"}
-    report["cpu"]["threads"] = torch.get_num_threads()
-    return report | runtime.report()
+
+        report["cpu"]["threads"] = torch.get_num_threads()
+    return report
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -73,7 +73,7 @@ def as_text(report: dict[str, Any]) -> str:
         *((name, libraries[name] or "not installed (optional)") for name in OPTIONAL_LIBRARIES),
     ]
     if report["torch_error"]:
-        return _table([*rows, ("torch", f"CANNOT BE IMPORTED: {report['torch_error']}")])
+        rows.append(("torch", report["torch_error"]))
     extension, kernels, driver = report["extension"], report["kernels"], report["driver"]
     rows.append(("extension", extension["reason"] or "built"))
     if extension["built"]:

@@ -13,11 +13,26 @@ def warmup(device: torch.device | str | int | None = None) -> None:
 
     Useful before a measurement or a service. Raises InputError where kernels cannot run.
     """
-    chosen = torch.device("cuda" if device is None else device)
-    if chosen.type != "cuda":
-        raise InputError(f"device must be a CUDA device, not {chosen}")
-    reason = runtime.why_not_cuda(chosen.index)
+    index = _index(device)
+    if index is None and runtime.why_not_cuda() is None:
+        index = torch.cuda.current_device()
+    reason = runtime.why_not_cuda(index)
     if reason is not None:
         raise InputError(f"kernels cannot be loaded: {reason}")
-    index = torch.cuda.current_device() if chosen.index is None else chosen.index
     runtime.extension().load_kernels(index)
+
+
+def _index(device: torch.device | str | int | None) -> int | None:
+    """Of the GPU that `device` names; None for the current one."""
+    if device is None:
+        return None
+    try:
+        # By itself, a number would be a GPU only where torch has one.
+        chosen = torch.device("cuda", device) if type(device) is int else torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type != "cuda":
+        raise InputError(
+            f"device must be a CUDA device (as 'cuda', 'cuda:1' or 1), not {str(device)!r}"
+        )
+    return chosen.index
