@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree
 
 from abyssal import ops
+from abyssal.errors import InputError
 from abyssal.ops.block_scaled import BlockScaled
 
 
@@ -67,6 +68,54 @@ def test_is_a_pytree(matrix):
     assert [leaf.dtype for leaf in leaves] == [torch.float8_e4m3fn, torch.float32]
     back = _pytree.tree_unflatten(leaves, structure)
     assert back.data is matrix.data and back.block == (1, 128) and back.axis == 1
+
+
+def test_a_tree_may_hold_anything(matrix):
+    names = _pytree.tree_map(lambda leaf: str(leaf.dtype), matrix)
+    assert (names.data, names.scale) == ("torch.float8_e4m3fn", "torch.float32")
+    assert (names.block, names.axis) == (matrix.block, matrix.axis)
+
+
+DATA = torch.zeros(130, 300).to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"data": "text"}, "data must be a tensor, not str"),
+        ({"data": DATA.float()}, "data must be torch.float8_e4m3fn .*, not torch.float32"),
+        ({"data": DATA[0]}, r"data must be .* with 2 dimensions, not .* \[300\]"),
+        ({"scale": None}, "scale must be a tensor, not NoneType"),
+        ({"scale": torch.ones(130, 3).double()}, "scale must be torch.float32 .*float64"),
+        (
+            {"scale": torch.ones(130, 2)},
+            r"scale must be \[130, 3\] for data \[130, 300\] .*, not \[130, 2\]",
+        ),
+        ({"scale": torch.ones(130, 3, device="meta")}, "scale is on meta and data on cpu"),
+        ({"block": (128, 128)}, r"scale must be \[2, 3\]"),
+        ({"block": (1, 64)}, r"block must be .*, not \(1, 64\)"),
+        ({"block": [1, 128]}, r"block must be .*, not \[1, 128\]"),
+        ({"axis": 2}, "axis must be 0 or 1, not 2"),
+        ({"axis": True}, "axis must be 0 or 1, not True"),
+    ],
+)
+def test_what_is_no_such_matrix(wrong, sentence):
+    fields = {"data": DATA, "scale": torch.ones(130, 3), "block": (1, 128), "axis": 1}
+    BlockScaled(**fields)
+    with pytest.raises(InputError, match=sentence):
+        BlockScaled(**{**fields, **wrong})
+
+
+def test_goes_through_a_compiled_function(matrix):
+    def turned(matrix, x):
+        return ops.quantize_1x128(x).t(), matrix.dequantize().sum()
+
+    x = torch.randn(9, 200)
+    compiled = torch.compile(turned, fullgraph=True, dynamic=True)
+    for part, expected in zip(compiled(matrix, x), turned(matrix, x), strict=True):
+        if isinstance(part, BlockScaled):
+            part, expected = part.dequantize(), expected.dequantize()
+        torch.testing.assert_close(part, expected)
 
 
 @pytest.mark.parametrize("turn", [False, True])

@@ -264,18 +264,34 @@ def test_refuses_amax_floor(floor, device):
         ops.quantize_1x128(torch.zeros(2, 128, device=device), amax_floor=floor)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"x": "text"}, "x must be a tensor, not str"),
+        ({"x": None}, "x must be a tensor, not NoneType"),
+        ({"pow2": "yes"}, "pow2 must be True or False, not 'yes'"),
+        ({"pow2": 1}, "pow2 must be True or False, not 1"),
+        ({"amax_floor": None}, "amax_floor must be a number, not None"),
+        ({"amax_floor": "1e-4"}, "amax_floor must be a number, not '1e-4'"),
+        ({"out": (1, 2)}, "out must be a BlockScaled, not tuple"),
+    ],
+)
+def test_refuses_wrong_types(wrong, sentence, device):
+    arguments = {"x": torch.zeros(2, 128, device=device), **wrong}
+    with pytest.raises(InputError, match=sentence):
+        ops.quantize_1x128(arguments.pop("x"), **arguments)
+
+
 def test_refuses_out(device):
     x = torch.zeros(6, 300, device=device)
     good = ops.quantize_1x128(x)
-    for name, field, tensor in [
-        ("data", "data", good.data[:5]),
-        ("data", "data", good.data.view(torch.uint8)),
-        ("data", "data", torch.zeros(300, 6, device=device).to(torch.float8_e4m3fn).t()),
-        ("scale", "scale", good.scale.contiguous()),
-        ("scale", "scale", good.scale[:, :2]),
+    columns_first = torch.zeros(300, 6, device=device).to(torch.float8_e4m3fn).t()
+    for name, data, scale in [
+        ("data", good.data[:5], good.scale[:5]),
+        ("data", columns_first, good.scale),
+        ("scale", good.data, good.scale.contiguous()),
     ]:
-        fields = {"data": good.data, "scale": good.scale, field: tensor}
         with pytest.raises(InputError, match=f"out.{name} must be"):
-            ops.quantize_1x128(x, out=BlockScaled(**fields, block=(1, 128), axis=1))
+            ops.quantize_1x128(x, out=BlockScaled(data, scale, block=(1, 128), axis=1))
     with pytest.raises(InputError, match="block"):
         ops.quantize_1x128(x, out=good.t())

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree  # not public, but what torch.compile and torch.export read
 
+from abyssal.errors import InputError
+
+BLOCKS = ((1, 128), (128, 1), (128, 128))
+
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class BlockScaled:
@@ -22,12 +26,39 @@ class BlockScaled:
             gradients, (128, 128) for weights
     axis    the dimension that a matrix product sums over, 0 or 1 ("K"); FP8 tensor cores read
             operands that are contiguous along it
+
+    Raises InputError for a wrong type, shape, dtype, block or axis, or tensors on two devices.
+    Strides are for the ops to check.
     """
 
     data: Tensor
     scale: Tensor
     block: tuple[int, int]
     axis: int = 1
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("data", torch.float8_e4m3fn), ("scale", torch.float32)):
+            tensor = getattr(self, name)
+            if not isinstance(tensor, Tensor):
+                raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
+            if tensor.dim() != 2 or tensor.dtype != dtype:
+                raise InputError(
+                    f"{name} must be {dtype} with 2 dimensions, not {tensor.dtype} "
+                    f"{list(tensor.shape)}"
+                )
+        if self.block not in BLOCKS:
+            raise InputError(f"block must be (1, 128), (128, 1) or (128, 128), not {self.block!r}")
+        if type(self.axis) is not int or self.axis not in (0, 1):
+            raise InputError(f"axis must be 0 or 1, not {self.axis!r}")
+        (rows, columns), (down, across) = self.data.shape, self.block
+        grid = ((rows + down - 1) // down, (columns + across - 1) // across)
+        if tuple(self.scale.shape) != grid:
+            raise InputError(
+                f"scale must be {list(grid)} for data {[rows, columns]} in blocks of {down} x "
+                f"{across}, not {list(self.scale.shape)}"
+            )
+        if self.scale.device != self.data.device:
+            raise InputError(f"scale is on {self.scale.device} and data on {self.data.device}")
 
     @property
     def shape(self) -> torch.Size:
@@ -38,7 +69,8 @@ class BlockScaled:
         return self.data.device
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values [rows, columns]: exact in float64, rounded once in float32 and bfloat16."""
+        """The values [rows, columns]: exact in float64, rounded once in float32. Any other type is
+        rounded from that: twice in all."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scale = self.scale.to(wide)
         # By index: compiled for CPUs, repeat_interleave cut to a ragged width reads past its end
@@ -76,7 +108,11 @@ def _flatten(matrix: BlockScaled) -> tuple[list[Any], Any]:
 
 
 def _unflatten(tensors: Any, labels: Any) -> BlockScaled:
-    return BlockScaled(*tensors, *labels)
+    # Without the checks: a tree may hold anything in the tensors' places.
+    matrix = object.__new__(BlockScaled)
+    for name, value in zip(("data", "scale", "block", "axis"), (*tensors, *labels), strict=True):
+        object.__setattr__(matrix, name, value)
+    return matrix
 
 
 _pytree.register_pytree_node(

@@ -49,7 +49,7 @@ def quantize_1x128(
         InputError: a wrong shape, type, layout or device.
     """
     _check_x(x)
-    _check_amax_floor(amax_floor)
+    _check_options(pow2, amax_floor)
     backend = choose_backend(x)
     if out is None:
         data, scale = torch.ops.abyssal.quantize_1x128(x.detach(), pow2, amax_floor, backend)
@@ -65,6 +65,8 @@ def scale_strides_1x128(rows: int) -> tuple[int, int]:
 
 
 def _check_x(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"x must be a tensor, not {type(x).__name__}")
     if x.dim() != 2 or x.shape[0] > _MOST_ROWS or not 1 <= x.shape[1] <= _MOST_COLUMNS:
         raise InputError(
             f"x must be [M, K] with M below 2**31 and K from 1 to 2**30, not {list(x.shape)}"
@@ -77,7 +79,11 @@ def _check_x(x: Tensor) -> None:
         )
 
 
-def _check_amax_floor(amax_floor: float) -> None:
+def _check_options(pow2: bool, amax_floor: float) -> None:
+    if not isinstance(pow2, bool):
+        raise InputError(f"pow2 must be True or False, not {pow2!r}")
+    if not isinstance(amax_floor, (int, float)) or isinstance(amax_floor, bool):
+        raise InputError(f"amax_floor must be a number, not {amax_floor!r}")
     if not AMAX_FLOOR <= amax_floor <= torch.finfo(torch.float32).max:
         raise InputError(
             f"amax_floor must be a finite number of at least 448 * 2**-126, not {amax_floor}"
@@ -85,6 +91,8 @@ def _check_amax_floor(amax_floor: float) -> None:
 
 
 def _check_out(out: BlockScaled, x: Tensor) -> None:
+    if not isinstance(out, BlockScaled):
+        raise InputError(f"out must be a BlockScaled, not {type(out).__name__}")
     rows, columns = x.shape
     wanted = {
         "data": ((rows, columns), (columns, 1), torch.float8_e4m3fn),
