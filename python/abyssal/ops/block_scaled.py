@@ -83,7 +83,7 @@ class BlockScaled:
 
     def t(self) -> BlockScaled:
         """The transposed matrix, over the same memory: only a new label, no data moves."""
-        return BlockScaled(self.data.t(), self.scale.t(), self.block[::-1], 1 - self.axis)
+        return unchecked(self.data.t(), self.scale.t(), self.block[::-1], 1 - self.axis)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As bytes: torch does not unpickle FP8 tensors outside torch.load.
@@ -99,6 +99,14 @@ class BlockScaled:
         )
 
 
+def unchecked(data: Tensor, scale: Tensor, block: tuple[int, int], axis: int) -> BlockScaled:
+    """A BlockScaled of parts that are known to fit, as an op's own results."""
+    matrix = object.__new__(BlockScaled)
+    for name, value in (("data", data), ("scale", scale), ("block", block), ("axis", axis)):
+        object.__setattr__(matrix, name, value)
+    return matrix
+
+
 def _from_bytes(codes: Tensor, dtype: torch.dtype, *fields: Any) -> BlockScaled:
     return BlockScaled(codes.view(dtype), *fields)
 
@@ -108,11 +116,7 @@ def _flatten(matrix: BlockScaled) -> tuple[list[Any], Any]:
 
 
 def _unflatten(tensors: Any, labels: Any) -> BlockScaled:
-    # Without the checks: a tree may hold anything in the tensors' places.
-    matrix = object.__new__(BlockScaled)
-    for name, value in zip(("data", "scale", "block", "axis"), (*tensors, *labels), strict=True):
-        object.__setattr__(matrix, name, value)
-    return matrix
+    return unchecked(*tensors, *labels)  # a tree may hold anything in the tensors' places
 
 
 _pytree.register_pytree_node(

@@ -10,7 +10,7 @@ from torch import Tensor
 from abyssal import runtime
 from abyssal.errors import InputError
 from abyssal.ops.backend import choose_backend, launch_target
-from abyssal.ops.block_scaled import BlockScaled
+from abyssal.ops.block_scaled import BlockScaled, unchecked
 from abyssal.ops.registration import define
 from abyssal.reference import quantize as reference
 from abyssal.reference.quantize import AMAX_FLOOR, TILE
@@ -53,7 +53,7 @@ def quantize_1x128(
     backend = choose_backend(x)
     if out is None:
         data, scale = torch.ops.abyssal.quantize_1x128(x.detach(), pow2, amax_floor, backend)
-        return BlockScaled(data, scale, BLOCK_1X128, axis=1)
+        return unchecked(data, scale, BLOCK_1X128, axis=1)
     _check_out(out, x)
     torch.ops.abyssal.quantize_1x128_out(x.detach(), out.data, out.scale, pow2, amax_floor, backend)
     return out
