@@ -1,5 +1,6 @@
 """Results that a GPU recorded, against every backend, bit for bit."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_what_is_recorded_is_compared():
         wrong[f"quantize_1x128/{name}/codes"] = wrong[f"quantize_1x128/{name}/codes"] ^ 1
         with pytest.raises(AssertionError):
             compare(wrong, "reference")
+
+
+def test_the_inputs_are_those_of_the_recordings():
+    """A change of this digest makes all recordings worthless."""
+    digest = hashlib.sha256()
+    for name in CASES:
+        digest.update(make_input(name).float().numpy().tobytes())
+    assert digest.hexdigest() == (
+        "687f1dd0bd4d0a1483c99d4028f2ea580477a0bf4e76aa10f0eb437d61ab4fad"
+    )
 
 
 def test_the_cases_reach_what_they_are_for():
