@@ -71,6 +71,11 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+void run_without_lock(const Run& run) {
+  py::gil_scoped_release released;
+  run(check_signals);
+}
+
 // name -> [(parameter's name, offset, bytes, is a float)]
 py::dict kernels(const LoadedModule& module) {
   py::dict result;
@@ -273,6 +278,7 @@ void bind(py::module_& extension) {
   module.def("end_group", &end_group);
   bind_tensor_core(module);
   module.def("set_driver_options", &set_driver_options);
+  set_driver_surroundings(run_without_lock);
   module.def("encode_tensor_map", &encode_tensor_map);
 }
 

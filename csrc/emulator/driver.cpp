@@ -24,6 +24,8 @@ namespace {
 std::mutex options_mutex;
 Options current_options;
 
+void (*surroundings)(const Run&) = [](const Run& run) { run(nullptr); };
+
 // Of the launch that follows on this thread.
 thread_local std::vector<Allocation> declared;
 // Why the last call on this thread failed.
@@ -195,7 +197,7 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction function, void**
     LaunchGroup alone;
     alone.add(0, stream, std::move(launch));
     Machine machine(options);
-    alone.run(machine, nullptr);
+    surroundings([&](void (*interrupted)()) { alone.run(machine, interrupted); });
   } catch (const std::invalid_argument& error) {
     last_reason = error.what();
     return CUDA_ERROR_INVALID_VALUE;
@@ -251,5 +253,7 @@ void set_driver_options(const Options& options) {
   std::lock_guard lock(options_mutex);
   current_options = options;
 }
+
+void set_driver_surroundings(void (*around)(const Run&)) { surroundings = around; }
 
 }  // namespace abyssal::emulator

@@ -6,6 +6,8 @@
 // EmulatorError.
 #pragma once
 
+#include <functional>
+
 #include "emulator/machine.hpp"
 #include "runtime/driver.hpp"
 
@@ -15,5 +17,10 @@ const Driver& emulated_driver();
 
 // For the launches that follow, of all threads.
 void set_driver_options(const Options& options);
+
+// Calls run(interrupted), where interrupted() is asked now and then and may throw: what is around a
+// launch in a language with locks and signals of its own.
+using Run = std::function<void(void (*interrupted)())>;
+void set_driver_surroundings(void (*surroundings)(const Run& run));
 
 }  // namespace abyssal::emulator
