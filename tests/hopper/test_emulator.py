@@ -1,4 +1,4 @@
-"""Every case on the emulator."""
+"""Every case on the emulator, under each policy, strict and fast."""
 
 import pytest
 
@@ -14,16 +14,21 @@ def load(microkernels):
     loaded = {}
 
     def load(device, source):
-        if source not in loaded:
-            loaded[source] = device.load_ptx(microkernels(source).ptx)
-        return loaded[source]
+        key = id(device), source
+        if key not in loaded:
+            loaded[key] = device.load_ptx(microkernels(source).ptx)
+        return loaded[key]
 
     return load
 
 
-@pytest.fixture(scope="module")
-def device():
-    return on_emulator.EmulatorDevice()
+@pytest.fixture(
+    scope="module",
+    params=["late", "early", "random", "late-fast", "random-fast"],
+)
+def device(request):
+    policy, _, fast = request.param.partition("-")
+    return on_emulator.EmulatorDevice(policy=policy, seed=7, strict=not fast)
 
 
 @pytest.mark.parametrize("name", CASES)

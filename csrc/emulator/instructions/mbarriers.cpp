@@ -359,8 +359,9 @@ void require_initialised(const Mbarrier& barrier, const WarpState& state, int la
 }
 
 Epoch begin_copy(Mbarrier& barrier) {
+  if (barrier.agent.block == 0) return {};  // not a strict run
   const Epoch copy = barrier.agent.epoch();
-  if (copy) barrier.outstanding.push_back(barrier.agent.clock++);
+  barrier.outstanding.push_back(barrier.agent.clock++);
   return copy;
 }
 
