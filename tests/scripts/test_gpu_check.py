@@ -144,17 +144,15 @@ def test_a_run_that_is_killed_leaves_what_it_has(start, tmp_path):
 
 def test_one_deadline_for_build_and_tests_and_one_for_all(start, tmp_path):
     begin = time.monotonic()
-    script = start("-m pytest", TEST_SECONDS="5", ALL_SECONDS="9")
+    script = start("-m pytest", TEST_SECONDS="10", ALL_SECONDS="14")
     assert script.wait(60) == 1
-    assert time.monotonic() - begin < 5 + 4  # nothing but tests hangs
-    outcomes = {step["name"]: step["exit_code"] for step in report_in(tmp_path / "out")["steps"]}
-    assert [name for name, code in outcomes.items() if code == 124] == [
-        "tests",
-        "microkernels",
-        "static_gate",
-    ]
-    assert outcomes["tests_ran"] == 1
-    assert outcomes["goldens"] == outcomes["benchmarks"] == outcomes["timings"] == 0
+    # Three steps hang; each has what the ones before it have left.
+    assert time.monotonic() - begin < 14 + 10
+    steps = {step["name"]: step for step in report_in(tmp_path / "out")["steps"]}
+    hanging = [steps[name] for name in ("tests", "microkernels", "static_gate")]
+    assert [step["exit_code"] for step in hanging] == [124, 124, 124]
+    assert sum(step["seconds"] for step in hanging) <= 10
+    assert list(steps)[-1] == "timings" and steps["build"]["exit_code"] == 0
 
 
 def test_usage():
