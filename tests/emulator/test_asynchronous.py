@@ -61,7 +61,9 @@ LOAD = """
 """
 
 
-def test_bulk_load(device):
+@pytest.mark.parametrize("strict", [True, False])
+def test_bulk_load(device, strict):
+    device.strict = strict
     copy = (
         "ld.param.u64 %d0, [x]; @%p cp.async.bulk.shared::cluster.global"
         ".mbarrier::complete_tx::bytes [%r1], [%d0], 1024, [%r2];"

@@ -237,6 +237,32 @@ def test_votes_matches_and_reductions():
         np.testing.assert_array_equal(total, np.repeat(function(warps, axis=1)[:, None], 32, 1))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_lanes_side_by_side(seed):
+    """Lanes with the same label exchange values while others do so at the same instruction."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, 64).astype(np.uint32)
+    value = rng.integers(0, 2**20, 64).astype(np.uint32)
+    group = ".reg .b32 %mates, %first, %odd; match.any.sync.b32 %mates, %a, -1;"
+    first = "brev.b32 %first, %mates; clz.b32 %first, %first;"
+    odd = "and.b32 %odd, %b, 1; setp.eq.u32 %p, %odd, 1;"
+    codes = {
+        f"{first} bar.warp.sync %mates; shfl.sync.idx.b32 %x, %b, %first, 0x1f, %mates;": (
+            lambda mates: value[mates[0]]
+        ),
+        "redux.sync.add.u32 %x, %b, %mates;": lambda mates: value[mates].sum(),
+        f"{odd} vote.sync.ballot.b32 %x, %p, %mates;": (
+            lambda mates: sum(1 << mate % 32 for mate in mates if value[mate] % 2)
+        ),
+    }
+    for code, expected in codes.items():
+        result = run_lanes(group + code, [label, value], [np.uint32])[0]
+        for lane in range(64):
+            warp = lane // 32 * 32
+            mates = warp + np.flatnonzero(label[warp : warp + 32] == label[lane])
+            assert result[lane] == expected(mates)
+
+
 def test_members_that_come_by_different_ways():
     """A shuffle among all lanes, which half of them reach by another path."""
     code = """
@@ -271,7 +297,12 @@ def test_elect():
             "reads lane 9",
         ),
         ("shfl.sync.idx.b32 %x, %a, 0, 0x1f, 7;", "diverged", "its member mask 0x7 does not name"),
-        ("shfl.sync.idx.b32 %x, %a, 0, 0x1f, %a;", "diverged", "different member masks"),
+        (
+            "setp.lt.u32 %p, %a, 8; selp.b32 %t, 0x1ff, 0xffffff00, %p;"
+            "shfl.sync.idx.b32 %x, %a, 8, 0x1f, %t;",
+            "diverged",
+            "different member masks, and lane 8, which 0x1ff names",
+        ),
         ("setp.lt.u32 %p, %a, 3; @%p bar.sync 0;", "diverged", "is .aligned"),
         ("trap;", "trap", "stopped itself"),
         ("bar.sync 16;", "invalid", "no barrier 16"),

@@ -2,6 +2,7 @@
 
 #include "emulator/instructions/warps.hpp"
 
+#include <array>
 #include <bit>
 
 #include "emulator/checks/warp_state.hpp"
@@ -10,9 +11,54 @@
 namespace abyssal::emulator {
 namespace {
 
-// The lanes that a `.sync` instruction names in its last operand. All of them must name the same.
-LaneMask member_mask(Warp& warp, const Instruction& instruction, LaneMask mask, int source) {
-  return uniform_value(warp, instruction.sources[source], mask, "member masks");
+// The lanes whose value is that of the first of them.
+LaneMask lanes_like_first(const uint32_t* values, LaneMask lanes) {
+  const uint32_t first = values[first_lane(lanes)];
+  LaneMask alike = 0;
+  for_lanes(lanes, [&](int lane) { alike |= LaneMask{values[lane] == first} << lane; });
+  return alike;
+}
+
+using Together = void (*)(Warp& warp, const Instruction& instruction, LaneMask members);
+
+// Runs `act` for lanes that run a `.sync` instruction together. A thread waits for those that its
+// member mask names and that give the same mask (PTX ISA 9.7.9.6), so lanes that stand here side
+// by side may be of several groups.
+void run_groups(Warp& warp, const Instruction& instruction, LaneMask mask, int source,
+                Together act) {
+  const auto* masks = warp.read<uint32_t>(instruction.sources[source]);
+  LaneMask alike = lanes_like_first(masks, mask);
+  if (alike == mask) {
+    const LaneMask members = warp.gather(masks[first_lane(mask)], mask);
+    if (members != 0) act(warp, instruction, members);
+    return;
+  }
+  std::array<LaneMask, kLanes> groups;
+  size_t count = 0;
+  for (LaneMask rest = mask; rest != 0; rest &= ~alike) {
+    alike = lanes_like_first(masks, rest);
+    const LaneMask named = masks[first_lane(alike)];
+    const LaneMask absent = named & warp.alive() & ~alike;
+    if (absent != 0) {
+      throw Fault(FaultKind::diverged,
+                  "lanes of the warp give different member masks, and lane " +
+                      std::to_string(first_lane(absent)) + ", which " + hex(named) +
+                      " names, does not give the same",
+                  first_lane(alike));
+    }
+    groups[count++] = warp.gather(named, alike);
+  }
+  for (size_t i = 0; i < count; ++i) act(warp, instruction, groups[i]);
+}
+
+// As a handler, for instructions that bring lanes together for no more than their values.
+template <Together act, int source>
+void run_together(Warp& warp, const Instruction& instruction, LaneMask mask) {
+  run_groups(warp, instruction, mask, source,
+             [](Warp& warp, const Instruction& instruction, LaneMask members) {
+               if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+               act(warp, instruction, members);
+             });
 }
 
 // shfl
@@ -53,10 +99,7 @@ FromLane shuffle_source(Shuffle mode, int lane, uint32_t b, uint32_t c) {
   return {is_valid ? from : lane, is_valid};
 }
 
-void run_shfl(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 3), mask);
-  if (members == 0) return;
-  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+void shfl(Warp& warp, const Instruction& instruction, LaneMask members) {
   const auto* values = warp.read<uint32_t>(instruction.sources[0]);
   const auto* b = warp.read<uint32_t>(instruction.sources[1]);
   const auto* c = warp.read<uint32_t>(instruction.sources[2]);
@@ -100,17 +143,14 @@ void decode_shfl(Decoding& decoding) {
   decoding.expect_operands(5);
   decode_result_pair(decoding, Type::b32);
   for (size_t i = 0; i < 4; ++i) decoding.into.sources[i] = decoding.source(i + 1, Type::b32);
-  decoding.into.run = run_shfl;
+  decoding.into.run = run_together<shfl, 3>;
 }
 
 // vote
 
 enum class Vote : uint8_t { all, any, uniform, ballot };
 
-void run_vote(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
-  if (members == 0) return;
-  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+void vote(Warp& warp, const Instruction& instruction, LaneMask members) {
   const LaneMask ballot = warp.read_predicate(instruction, 0) & members;
   const auto vote = static_cast<Vote>(instruction.variant);
   if (vote == Vote::ballot) {
@@ -133,16 +173,13 @@ void decode_vote(Decoding& decoding) {
                                             : decoding.predicate_destination(decoding.operand(0));
   decoding.into.sources[0] = decoding.predicate(decoding.operand(1), 0);
   decoding.into.sources[1] = decoding.source(2, Type::b32);
-  decoding.into.run = run_vote;
+  decoding.into.run = run_together<vote, 1>;
 }
 
 // match
 
 template <typename T>
-void run_match(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
-  if (members == 0) return;
-  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+void match(Warp& warp, const Instruction& instruction, LaneMask members) {
   const T* values = warp.read<T>(instruction.sources[0]);
   const bool needs_all = instruction.variant == 1;
   LaneMask equal_to_all = 0;
@@ -170,7 +207,8 @@ void decode_match(Decoding& decoding) {
   decoding.into.sources[0] = decoding.source(1, type);
   decoding.into.sources[1] = decoding.source(2, Type::b32);
   if (ptx::bytes_of(type) != 4 && ptx::bytes_of(type) != 8) decoding.fail("not of this type");
-  decoding.into.run = ptx::bytes_of(type) == 4 ? run_match<uint32_t> : run_match<uint64_t>;
+  decoding.into.run = ptx::bytes_of(type) == 4 ? run_together<match<uint32_t>, 1>
+                                               : run_together<match<uint64_t>, 1>;
 }
 
 // redux
@@ -197,10 +235,7 @@ struct Most {
 };
 
 template <typename T, typename Operation>
-void run_redux(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 1), mask);
-  if (members == 0) return;
-  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+void redux(Warp& warp, const Instruction& instruction, LaneMask members) {
   const T* values = warp.read<T>(instruction.sources[0]);
   T total = values[first_lane(members)];
   for_lanes(members & (members - 1),
@@ -215,16 +250,17 @@ void decode_redux(Decoding& decoding) {
   const Type type = decoding.type();
   decode_uniform(decoding, type, 2);
   if (ptx::bytes_of(type) != 4 || ptx::is_floating(type)) decoding.fail("not of this type");
-  constexpr Handler kPlain[] = {run_redux<uint32_t, Conjunction>, run_redux<uint32_t, Disjunction>,
-                                run_redux<uint32_t, Exclusive>, run_redux<uint32_t, Sum>};
+  constexpr Handler kPlain[] = {
+      run_together<redux<uint32_t, Conjunction>, 1>, run_together<redux<uint32_t, Disjunction>, 1>,
+      run_together<redux<uint32_t, Exclusive>, 1>, run_together<redux<uint32_t, Sum>, 1>};
   if (operation < 4) {
     decoding.into.run = kPlain[operation];
   } else if (type == Type::s32) {
-    decoding.into.run =
-        operation == 4 ? run_redux<int32_t, Least<int32_t>> : run_redux<int32_t, Most<int32_t>>;
+    decoding.into.run = operation == 4 ? run_together<redux<int32_t, Least<int32_t>>, 1>
+                                       : run_together<redux<int32_t, Most<int32_t>>, 1>;
   } else {
-    decoding.into.run =
-        operation == 4 ? run_redux<uint32_t, Least<uint32_t>> : run_redux<uint32_t, Most<uint32_t>>;
+    decoding.into.run = operation == 4 ? run_together<redux<uint32_t, Least<uint32_t>>, 1>
+                                       : run_together<redux<uint32_t, Most<uint32_t>>, 1>;
   }
 }
 
@@ -243,10 +279,7 @@ void decode_activemask(Decoding& decoding) {
 }
 
 // Which lane is elected is not said, only that it is always the same for a member mask.
-void run_elect(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 0), mask);
-  if (members == 0) return;
-  if (WarpState* state = warp.checks()) state->converge(members, warp.alive());
+void elect(Warp& warp, const Instruction& instruction, LaneMask members) {
   const int leader = warp.elect(members);
   if (instruction.destinations[0]) {
     auto* to = warp.write<uint32_t>(instruction.destinations[0]);
@@ -262,7 +295,7 @@ void decode_elect(Decoding& decoding) {
   decode_result_pair(decoding, Type::b32);
   if (!decoding.into.destinations[1]) decoding.fail("expected d|p");
   decoding.into.sources[0] = decoding.source(1, Type::b32);
-  decoding.into.run = run_elect;
+  decoding.into.run = run_together<elect, 0>;
 }
 
 constexpr Opcode kOpcodes[] = {
@@ -285,8 +318,9 @@ uint32_t uniform_value(Warp& warp, const Source& source, LaneMask mask, const ch
 }
 
 void run_warp_barrier(Warp& warp, const Instruction& instruction, LaneMask mask) {
-  const LaneMask members = warp.gather(member_mask(warp, instruction, mask, 0), mask);
-  if (members != 0 && warp.checks() != nullptr) warp.checks()->meet(members, warp.alive());
+  run_groups(warp, instruction, mask, 0, [](Warp& warp, const Instruction&, LaneMask members) {
+    if (WarpState* state = warp.checks()) state->meet(members, warp.alive());
+  });
 }
 
 }  // namespace abyssal::emulator
