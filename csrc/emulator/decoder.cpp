@@ -134,12 +134,15 @@ class ProgramBuilder {
   std::vector<uint64_t> module_shared_offsets;  // by index of the module's variables
 
  private:
-  // Shared memory: the module's static variables, the kernel's, then what the launch adds.
+  // Shared memory: the module's static variables that the kernel names (ptxas gives it no others),
+  // the kernel's, then what the launch adds.
   void lay_out_memory() {
     uint64_t alignment = 1;
+    const std::vector<bool> named = named_variables();
     for (const ptx::Variable& variable : program->module->variables) {
+      const size_t index = module_shared_offsets.size();
       module_shared_offsets.push_back(0);
-      if (variable.space != ptx::Space::shared) continue;
+      if (variable.space != ptx::Space::shared || !named[index]) continue;
       if (variable.is_dynamic) {
         alignment = std::max(alignment, variable.alignment);
         continue;
@@ -165,6 +168,21 @@ class ProgramBuilder {
     program->shared_bytes = static_cast<uint32_t>(bytes);
     program->dynamic_shared_alignment = static_cast<uint32_t>(alignment);
     program->local_bytes = static_cast<uint32_t>(round_up(local_bytes, 16));
+  }
+
+  // Which of the module's variables the kernel's instructions name.
+  std::vector<bool> named_variables() const {
+    std::vector<bool> named(program->module->variables.size());
+    const auto mark = [&](const auto& self, const ptx::Operand& operand) -> void {
+      if (operand.kind == ptx::Operand::Kind::variable && operand.index < 0) {
+        named[static_cast<size_t>(~operand.index)] = true;
+      }
+      for (const ptx::Operand& element : operand.elements) self(self, element);
+    };
+    for (const ptx::Instruction& instruction : kernel.instructions) {
+      for (const ptx::Operand& operand : instruction.operands) mark(mark, operand);
+    }
+    return named;
   }
 
   std::map<std::pair<uint64_t, int>, Source> constants;

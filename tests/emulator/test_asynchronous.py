@@ -402,3 +402,17 @@ def test_tensor_maps_that_break_a_rule(change, message):
     arguments = {"array": np.zeros((8, 256), np.uint8), "box": (8, 64), **change}
     with pytest.raises(InputError, match=message):
         Device().tensor_map(arguments.pop("array"), arguments.pop("box"), **arguments)
+
+
+def test_shared_variables_that_the_kernel_does_not_name_take_no_room():
+    ptx = kernel(
+        ".param .u64 out",
+        """ld.param.u64 %d0, [out]; mov.u32 %r0, mine; mov.u32 %r1, dynamic;
+        st.shared.b32 [mine], %r0; st.shared.b32 [dynamic], %r1;
+        st.global.v2.b32 [%d0], {%r0, %r1};""",
+        before=".shared .align 16 .b8 others[200000]; .shared .align 16 .b8 mine[48];"
+        ".extern .shared .align 32 .b8 dynamic[]; .extern .shared .align 1024 .b8 aligned[];\n",
+    )
+    out = np.zeros(2, np.uint32)
+    Device().load_ptx(ptx).launch("kernel", 1, 1, [Out(out)], shared_bytes=100000)
+    assert out.tolist() == [1024, 1024 + 64]
