@@ -321,6 +321,11 @@ Source Decoding::predicate(const ptx::Operand& operand, int slot) {
   return {builder_.offsets[operand.index], 0, false};
 }
 
+bool Decoding::is_predicate(const ptx::Operand& operand) const {
+  return operand.kind == ptx::Operand::Kind::reg &&
+         builder_.kernel.registers[operand.index].bytes == 0;
+}
+
 Destination Decoding::destination(const ptx::Operand& operand, int bytes) {
   if (operand.kind == ptx::Operand::Kind::sink) return {};
   bytes = std::max(bytes, 2);

@@ -70,6 +70,7 @@ class Decoding {
   Source wide_source(const ptx::Operand& operand, Type type);
   // A predicate; sets bit `slot` of `negated` for !p.
   Source predicate(const ptx::Operand& operand, int slot);
+  bool is_predicate(const ptx::Operand& operand) const;
   Destination destination(const ptx::Operand& operand, int bytes);
   Destination destination(size_t index, Type type) {
     return destination(operand(index), ptx::bytes_of(type));

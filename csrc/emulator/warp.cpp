@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "emulator/block.hpp"
+#include "emulator/instructions/async_copies.hpp"
 #include "emulator/instructions/bulk_groups.hpp"
 #include "emulator/machine.hpp"
 #include "emulator/special_registers.hpp"
@@ -53,6 +54,16 @@ BulkGroups& Warp::bulk_groups(int lane) {
     groups->writer = checker->add_agent(block_->number(), "a bulk copy out by " + thread);
   }
   return *groups;
+}
+
+AsyncCopies& Warp::async_copies() {
+  if (async_copies_ != nullptr) return *async_copies_;
+  async_copies_ = std::make_unique<AsyncCopies>();
+  if (Checker* checker = block_->grid().machine.checker()) {
+    async_copies_->agent = checker->add_agent(
+        block_->number(), "a copy (cp.async) by warp " + std::to_string(index_), kLanes);
+  }
+  return *async_copies_;
 }
 
 uint64_t Warp::bits(const Source& source, int lane) const {

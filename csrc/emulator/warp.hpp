@@ -20,6 +20,7 @@
 namespace abyssal::emulator {
 
 class Block;
+class AsyncCopies;
 class BulkGroups;
 class ProductRegisters;
 struct WarpState;
@@ -131,6 +132,7 @@ class Warp {
   // The bulk groups of a lane, and what happens when one of the warp's makes progress.
   BulkGroups& bulk_groups(int lane);
   Event& bulk_progress() { return *bulk_progress_; }
+  AsyncCopies& async_copies();
 
   // Runs up to `budget` instructions. Returns how many; 0 if no lane could run.
   uint64_t run(uint64_t budget);
@@ -187,6 +189,7 @@ class Warp {
   std::unique_ptr<ProductRegisters> product_registers_;
   std::map<int, std::unique_ptr<BulkGroups>> bulk_groups_;
   std::unique_ptr<Event> bulk_progress_ = std::make_unique<Event>();
+  std::unique_ptr<AsyncCopies> async_copies_;
 };
 
 }  // namespace abyssal::emulator

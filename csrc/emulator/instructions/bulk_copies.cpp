@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "emulator/instructions/addressing.hpp"
+#include "emulator/instructions/async_copies.hpp"
 #include "emulator/instructions/bulk_groups.hpp"
 #include "emulator/instructions/mbarriers.hpp"
 #include "emulator/instructions/reductions.hpp"
@@ -530,7 +531,10 @@ void decode_group(Decoding& decoding) {
 void decode_cp(Decoding& decoding) {
   const bool reduces = decoding.accept("reduce");
   decoding.expect("async");
-  if (!decoding.accept("bulk")) decoding.fail("only bulk copies are supported");
+  if (!decoding.accept("bulk")) {
+    if (reduces) decoding.fail("only bulk copies reduce");
+    return decode_async_copy(decoding);
+  }
   if (decoding.peek() == "commit_group" || decoding.peek() == "wait_group") {
     return decode_group(decoding);
   }

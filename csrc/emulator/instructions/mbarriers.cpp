@@ -380,4 +380,18 @@ void end_copy(Mbarrier& barrier, Epoch copy, uint32_t bytes) {
   complete_if_done(barrier);
 }
 
+void expect_arrival(Mbarrier& barrier, int lane) {
+  if (barrier.pending == kMostArrivals) {
+    throw Fault(FaultKind::invalid,
+                "an mbarrier can await " + std::to_string(kMostArrivals) + " arrivals", lane);
+  }
+  ++barrier.pending;
+}
+
+void end_async_copies(Mbarrier& barrier, Epoch copies, int lane) {
+  if (copies.block() != 0) barrier.arriving.over.raise(copies, LaneMask{1} << lane);
+  arrive(barrier, 1, false, lane);
+  complete_if_done(barrier);
+}
+
 }  // namespace abyssal::emulator

@@ -17,4 +17,9 @@ void require_initialised(const Mbarrier& barrier, const WarpState& state, int la
 Epoch begin_copy(Mbarrier& barrier);
 void end_copy(Mbarrier& barrier, Epoch copy, uint32_t bytes);
 
+// cp.async.mbarrier.arrive: the phase awaits one arrival more, and the arrival itself, by what has
+// seen the copies of a lane up to `copies` done.
+void expect_arrival(Mbarrier& barrier, int lane);
+void end_async_copies(Mbarrier& barrier, Epoch copies, int lane);
+
 }  // namespace abyssal::emulator
