@@ -154,9 +154,10 @@ def test_mistakes(policy, body, kind):
 
 def test_only_these_sizes():
     for cache, size in [("ca", 2), ("ca", 32), ("cg", 8)]:
+        ptx = kernel(f"cp.async.{cache}.shared.global [%to], [%from], {size};", 16)
+        module = Device().load_ptx(ptx)
         with pytest.raises(EmulatorError, match="the size must be"):
-            body = f"cp.async.{cache}.shared.global [%to], [%from], {size};"
-            Device().load_ptx(kernel(body, 16)).launch("kernel", 1, 1, [0, 0, 0])
+            module.launch("kernel", 1, 1, [0, 0, 0])
 
 
 @pytest.mark.parametrize("seed", range(3))
