@@ -2,7 +2,11 @@
 
 import io
 import itertools
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -103,6 +107,31 @@ def test_control_tokens_are_not_printed_as_text(checkpoint, capfd, tmp_path):
     assert "pad" not in printed
 
 
+def test_a_model_without_an_end_of_text(checkpoint, capfd, tmp_path):
+    """-1 is how some published configurations write "none": the tokenizer's end counts then."""
+    directory = tmp_path / "endless"
+    shutil.copytree(checkpoint, directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": -1}))
+    texts = []
+    for folder in (checkpoint, directory):
+        assert main(["generate", str(folder), "--prompt", "It was", "--max-new-tokens", "9"]) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("It was")
+
+
+def test_a_terminal_that_lacks_letters_gets_the_rest(checkpoint):
+    result = subprocess.run(
+        [sys.executable, "-m", "abyssal", "generate", checkpoint, "--prompt", "caf\u00e9 au lait"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(b"caf? au lait")
+
+
 def test_several_prompts_are_continued_as_each_alone(checkpoint, capfd):
     prompts = ["x", "a longer prompt", "caf\u00e9 "]
     flags = itertools.chain.from_iterable(("--prompt", prompt) for prompt in prompts)
@@ -192,6 +221,7 @@ def one_sentence(capfd, *argv: str) -> str:
         (["--prompt", "a", "--temperature", "-1"], "temperature must be 0"),
         (["--prompt", "a", "--top-p", "2"], "top_p must be in (0, 1]"),
         (["--prompt", "a", "--device", "abacus"], "--device 'abacus' cannot be used"),
+        (["--prompt", "a", "--device", "meta"], "--device 'meta' cannot be used"),
     ],
 )
 def test_wrong_options_are_one_sentence(argv, message, checkpoint, capfd):

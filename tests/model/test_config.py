@@ -113,6 +113,7 @@ def test_file_errors(tmp_path):
     for content, message in [
         (b"{", "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b"[1]", "must hold a JSON object, not a list"),
         (b'{"hiden_size": 3}', r"unknown field\(s\) 'hiden_size'"),
         (b'{"hidden_size": 0}', "hidden_size must be at least 1, not 0"),
@@ -183,7 +184,9 @@ def test_whole_numbers_are_floats_where_floats_belong():
 
 
 def test_end_of_text_ids():
-    assert tiny_config(eos_token_id=None).eos_token_ids == ()
+    for none in (None, -1, [-1]):
+        assert tiny_config(eos_token_id=none).eos_token_ids == ()
+    assert tiny_config(eos_token_id=[-1, 3]).eos_token_ids == (3,)
     assert tiny_config(eos_token_id=3).eos_token_ids == (3,)
     assert tiny_config(eos_token_id=[3, 4]).eos_token_ids == (3, 4)
 

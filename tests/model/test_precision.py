@@ -175,3 +175,27 @@ def test_unknown_name():
     with pytest.raises(InputError, match="not 'fp4'"):
         model.set_precision("fp4")
     assert model.lm_head.precision.name == "stored"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "stored"])
+def test_softmax_is_float32_in_prefill_and_decode(precision, monkeypatch):
+    model = tiny_model(num_nextn_predict_layers=0)
+    model.set_precision(precision)
+    if precision == "stored":
+        model = model.bfloat16()
+    seen = []
+    softmax = torch.Tensor.softmax
+
+    def record(scores, *args, **named):
+        weights = softmax(scores, *args, **named)
+        seen.append(weights.dtype)
+        return weights
+
+    monkeypatch.setattr(torch.Tensor, "softmax", record)
+    tokens = random_tokens(model.config, 2, 6, 0)
+    cache = model.new_cache(2, 6)
+    with torch.no_grad():
+        model(tokens[:, :5], cache=cache)
+        model(tokens[:, 5:], cache=cache)
+    assert len(seen) >= model.config.num_hidden_layers  # decode; prefill may be fused
+    assert set(seen) == {torch.float32}

@@ -61,6 +61,12 @@ def test_top_p_acts_on_what_top_k_left():
     assert probabilities(logits, top_p=0.5)[0].nonzero().flatten().tolist() == [0, 2]
 
 
+def test_the_token_that_reaches_top_p_is_the_last():
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert probabilities(logits, top_p=0.5)[0].tolist() == [1, 0, 0]
+    assert probabilities(logits, top_p=0.75)[0].count_nonzero() == 2
+
+
 def test_temperature_comes_before_top_p():
     logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
     assert probabilities(logits, top_p=0.6)[0].count_nonzero() == 1

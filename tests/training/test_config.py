@@ -54,6 +54,14 @@ def test_the_defaults_are_the_reports_constants(good):
         ({"validation_fraction": 1.0}, "validation_fraction must be less than 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": 2**65}, "seed must be less than 2**61"),
+        ({"threads": 10**11}, "threads must be at most 4096"),
+        ({"sample_prompt": "\udcff"}, "sample_prompt is not text"),
+        ({"cache_dir": Path(__file__)}, "is a file, not a directory"),
+        *(
+            ({"model_set": (f"{name}=7",)}, f"{name}=7 cannot be chosen, the tokenizer decides")
+            for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+        ),
     ],
 )
 def test_a_run_that_cannot_be_meant_is_refused_in_one_sentence(good, changes, message):

@@ -209,7 +209,7 @@ def test_it_is_built_once(prepare, folder, tmp_path, monkeypatch):
     assert cache_files(tmp_path) == before
 
 
-@pytest.mark.parametrize("change", ["content", "name", "new file", "tokenizer"])
+@pytest.mark.parametrize("change", ["content", "name", "last name", "new file", "tokenizer"])
 def test_something_else_is_built_anew(prepare, folder, change):
     first = prepare()
     tokenizer = None
@@ -218,6 +218,9 @@ def test_something_else_is_built_anew(prepare, folder, change):
         (folder / "01.txt").write_bytes(text[:-1] + b"?")
     elif change == "name":
         (folder / "01.txt").rename(folder / "1.txt")
+    elif change == "last name":  # the order of the files stays
+        last = max(folder.iterdir())
+        last.rename(last.with_name(f"{last.stem}x.txt"))
     elif change == "new file":
         (folder / "31.txt").write_text("more")
     else:

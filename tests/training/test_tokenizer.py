@@ -1,5 +1,6 @@
 """Tokenizers: lossless, blind to control tokens in a text, and transformers' in every id."""
 
+import copy
 import json
 
 import numpy as np
@@ -206,6 +207,17 @@ def test_a_tokenizer_of_somebody_else(bpe, tmp_path):
     assert loaded.eos_id not in ids and bpe.fim_begin_id not in ids
     assert ids.count(bpe.pad_id) > 1  # here an ordinary token, four spaces
     assert loaded.byte_counts[ids].sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("role", ["bos", "eos", "pad", "fim_begin", "fim_hole", "fim_end"])
+def test_roles_are_part_of_the_fingerprint(bpe, role):
+    fingerprint = bpe.fingerprint
+    other = copy.copy(bpe)
+    other.__dict__.pop("fingerprint", None)  # if it is kept
+    assert other.fingerprint == fingerprint
+    other.__dict__.pop("fingerprint", None)
+    other.__dict__[f"{role}_id"] = 7_777
+    assert other.fingerprint != fingerprint
 
 
 @pytest.mark.parametrize("spelling", ["<|fim_{}|>", "<fim_{}>"])

@@ -215,4 +215,6 @@ def _device(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name!r} cannot be used: {reason}") from None
+    if torch.device(name).type == "meta":
+        raise InputError("--device 'meta' cannot be used: it holds no values")
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns the exit code: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted, 141 the
     reader of the output went away.
     """
+    # A terminal that cannot show a letter of a generated text shows the rest of it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # while a closed pipe can still be answered for

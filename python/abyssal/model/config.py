@@ -150,12 +150,11 @@ class DeepseekV3Config:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The end-of-text ids as a tuple, empty when there is none."""
+        """The end-of-text ids as a tuple, empty when there is none (None, or -1)."""
         if self.eos_token_id is None:
             return ()
-        if isinstance(self.eos_token_id, int):
-            return (self.eos_token_id,)
-        return tuple(self.eos_token_id)
+        ids = self.eos_token_id
+        return tuple(token for token in ([ids] if isinstance(ids, int) else ids) if token >= 0)
 
     def is_moe_layer(self, layer_idx: int) -> bool:
         """Whether `model.layers[layer_idx]` has experts (MTP modules included)."""
@@ -213,7 +212,7 @@ class DeepseekV3Config:
             raise FileNotFoundError(f"no configuration at {path}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError(f"{path} must hold a JSON object, not a {type(values).__name__}")
@@ -298,7 +297,8 @@ def _check_ranges(config: DeepseekV3Config) -> None:
     if config.qk_rope_head_dim % 2:
         raise InputError(f"qk_rope_head_dim must be even, not {config.qk_rope_head_dim}")
     ids = [("pad_token_id", config.pad_token_id), ("bos_token_id", config.bos_token_id)]
-    ids += [("eos_token_id", token) for token in config.eos_token_ids]
+    ends = config.eos_token_id
+    ids += [("eos_token_id", token) for token in (ends if isinstance(ends, list) else [ends])]
     for name, token in ids:
         # -1 is how some published configurations write "none".
         if token is not None and not -1 <= token < config.vocab_size:

@@ -219,8 +219,7 @@ def _eos_ids(
     eos_token_id: int | Sequence[int] | FromConfig | None, config: DeepseekV3Config
 ) -> tuple[int, ...]:
     if eos_token_id == "config":
-        # -1 is how some published configurations write "none".
-        return tuple(token for token in config.eos_token_ids if token >= 0)
+        return config.eos_token_ids
     if eos_token_id is None:
         return ()
     ids = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)

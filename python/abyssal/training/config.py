@@ -38,6 +38,13 @@ LONGEST_DEFAULT_WARMUP = 0.1
 # of the time, the measured speed would not be worth much.
 EARLIEST_PLAN = 0.05
 
+# Fields of the model that follow from the text's tokenizer.
+_FIELDS_OF_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+# Samples draw with seed + step, which must stay below 2**62.
+_MOST_SEED = 2**61
+_MOST_THREADS = 4096
+
 # Fields that may differ between a checkpoint and the run that resumes it: none of them changes
 # what is computed, only where and how it is reported.
 FREE_ON_RESUME = {
@@ -223,7 +230,13 @@ class TrainConfig:
         # Needs torch, which takes seconds to load: not for `abyssal train --help`.
         from abyssal.model.presets import get_preset
 
-        return get_preset(self.model).replace(**dict(map(_assignment, self.model_set)))
+        changes = dict(map(_assignment, self.model_set))
+        for name in _FIELDS_OF_TOKENIZER:
+            if name in changes:
+                raise InputError(
+                    f"model_set: {name}={changes[name]} cannot be chosen, the tokenizer decides it"
+                )
+        return get_preset(self.model).replace(**changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as TOML and checkpoints hold them: paths as text, no None."""
@@ -348,6 +361,10 @@ def _check_values(config: TrainConfig) -> None:
         (below_one, "less than 1", lambda value: value < 1),
         (positive, "more than 0, and finite", lambda value: 0 < value < float("inf")),
     )
+    if config.seed >= _MOST_SEED:
+        raise InputError(f"seed must be less than 2**61, not {config.seed}")
+    if config.threads > _MOST_THREADS:
+        raise InputError(f"threads must be at most {_MOST_THREADS}, not {config.threads}")
     for names, accepted, holds in rules:
         for name in names.split():
             value = getattr(config, name)
@@ -385,5 +402,11 @@ def _check_data(config: TrainConfig) -> None:
             f"tokenizer must be 'byte', 'bpe' or the path of a tokenizer.json; "
             f"{config.tokenizer!r} is none of them"
         )
-    if config.run_dir.exists() and not config.run_dir.is_dir():
-        raise InputError(f"run_dir: {config.run_dir} is a file, not a directory")
+    for name in ("run_dir", "cache_dir"):
+        path = getattr(config, name)
+        if path is not None and path.exists() and not path.is_dir():
+            raise InputError(f"{name}: {path} is a file, not a directory")
+    try:
+        config.sample_prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"sample_prompt is not text: {error}") from None

@@ -166,12 +166,19 @@ def _read_records(path: Path, last_step: int) -> list[dict[str, Any]]:
     return records
 
 
-def _open_tensorboard(directory: Path, resume_step: int) -> Any:
+def require_tensorboard() -> None:
+    """Raises InputError if TensorBoard's files cannot be written."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise InputError(
             "tensorboard=true needs the tensorboard package: pip install tensorboard"
         ) from None
+
+
+def _open_tensorboard(directory: Path, resume_step: int) -> Any:
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     purge_step = resume_step + 1 if resume_step else None
     return SummaryWriter(directory / "tensorboard", purge_step=purge_step)

@@ -139,7 +139,9 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for tokenizers that encode alike and give the same ids their roles."""
-        content = [self.files[DEFINITION], self.bos_id, self.eos_id, self.pad_id, self.fim_begin_id]
+        roles = [self.bos_id, self.eos_id, self.pad_id]
+        roles += [self.fim_begin_id, self.fim_hole_id, self.fim_end_id]
+        content = [self.files[DEFINITION], *roles]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property

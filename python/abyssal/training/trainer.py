@@ -41,6 +41,7 @@ from abyssal.training.metrics import (
     format_log_line,
     load_imbalance,
     peak_flops,
+    require_tensorboard,
 )
 from abyssal.training.optimizer import build_optimizer, set_learning_rate, update_router_bias
 from abyssal.training.schedule import Schedule
@@ -82,6 +83,8 @@ class Trainer:
         self.config = config
         self.log = log
         self.device = _choose_device(config.device)
+        if config.tensorboard:
+            require_tensorboard()
         if config.threads:
             torch.set_num_threads(config.threads)
 
@@ -176,7 +179,11 @@ class Trainer:
             bias_update_speed=settings.bias_update_speed,
             expert_load=load_imbalance(batch.expert_counts),
         )
-        _check_finite(metrics)
+        try:
+            _check_finite(metrics)
+        except TrainingDiverged:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
         set_learning_rate(self.optimizer, settings.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -358,7 +365,8 @@ class Trainer:
         counts = count_parameters(model)
         self.log(
             f"model     {config.model}: {counts.total / 1e6:.2f}M parameters with MTP, "
-            f"{counts.active / 1e6:.2f}M active a token, {self._flops / 1e6:.1f} MFLOP a token"
+            f"{counts.active / 1e6:.2f}M active a token, {self._flops / 1e6:.1f} MFLOP a token "
+            "(mfu: three forwards, causal attention, without MTP)"
         )
         self.log(f"data      {config.data}: {self.dataset}")
         peak = "unknown" if self._peak is None else f"{self._peak / 1e9:.0f} GFLOP/s"
@@ -406,10 +414,10 @@ class Trainer:
 
     def _validate_and_report(self) -> Validation:
         validation = self.validate()
-        self.metrics.write(
-            "validation",
-            {"step": self.step, "tokens": self.tokens, **dataclasses.asdict(validation)},
-        )
+        record = {"step": self.step, "tokens": self.tokens, **dataclasses.asdict(validation)}
+        # A finished run that is resumed has it already.
+        if {"kind": "validation", **record} not in self.metrics.records:
+            self.metrics.write("validation", record)
         self.log(
             f"step {self.step:>6}  validation loss {validation.loss:.4f} nats/token, "
             f"{validation.bits_per_byte:.4f} bits/byte"
