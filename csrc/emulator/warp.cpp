@@ -12,6 +12,11 @@
 #include "emulator/special_registers.hpp"
 
 namespace abyssal::emulator {
+namespace {
+
+constexpr char kGathering[] = "the other lanes of its member mask";
+
+}  // namespace
 
 Warp::Warp(Block& block, int index, LaneMask lanes)
     : block_(&block),
@@ -221,6 +226,11 @@ void Warp::retry_after(const Event& event, const char* reason, uint64_t value) {
   splits_[current_].pc = static_cast<uint32_t>(pc_);
 }
 
+bool Warp::is_gathering(const Split& split, LaneMask members) const {
+  return split.is_waiting() && static_cast<int>(split.pc) == pc_ && split.reason == kGathering &&
+         split.reason_value == members;
+}
+
 LaneMask Warp::gather(LaneMask members, LaneMask mask) {
   const LaneMask wanted = members & alive_;
   if ((mask & ~members) != 0) {
@@ -231,14 +241,14 @@ LaneMask Warp::gather(LaneMask members, LaneMask mask) {
   if ((wanted & ~mask) == 0) return wanted;
   LaneMask present = mask;
   for (const Split& split : splits_) {
-    if (split.is_waiting() && static_cast<int>(split.pc) == pc_) present |= split.mask;
+    if (is_gathering(split, members)) present |= split.mask;
   }
   if ((wanted & ~present) != 0) {
-    retry_after(*exited_, "the other lanes of its member mask", members);
+    retry_after(*exited_, kGathering, members);
     return 0;
   }
   for (Split& split : splits_) {
-    if (!split.is_waiting() || static_cast<int>(split.pc) != pc_) continue;
+    if (!is_gathering(split, members)) continue;
     ++split.pc;
     split.awaited = nullptr;
   }

@@ -162,6 +162,8 @@ class Warp {
   void arrive_at_join();
   void release_if_complete(int join);
   void require_nothing_in_flight() const;
+  // Whether a split waits here for the rest of these members.
+  bool is_gathering(const Split& split, LaneMask members) const;
   void drop_current();
   int new_join(int32_t pc, LaneMask lanes, int outer);
 

@@ -27,6 +27,9 @@ struct Product {
   int issued = 0;  // warps
   // Of each warp, when it issued it: a warp's rows may begin before another warp is there.
   std::array<Knowledge, kWarpsOfGroup> knowledge;
+  // Of all warps, at their last wgmma.fence: it tells "that the register/shared-memory across the
+  // warpgroup have been written into" (PTX ISA 9.7.15, asynchronous warpgroup operations).
+  Knowledge fenced;
 
   bool is_same(const Product& other) const {
     return instruction == other.instruction && a_descriptor == other.a_descriptor &&
@@ -44,6 +47,7 @@ struct Warpgroup {
   struct Member {
     uint64_t issued = 0;           // products
     std::deque<uint64_t> commits;  // `issued` at each commit that may still be waited for
+    Knowledge fenced;              // at the last wgmma.fence, in strict runs
   };
   std::array<Member, kWarpsOfGroup> members;
 };

@@ -27,11 +27,14 @@ class Block;
 class Cluster;
 struct Grid;
 
+// No agent's first entry.
+inline constexpr uint32_t kNoWarp = 1u << 31;
+
 // One access, as the checker sees it.
 struct CheckedAccess {
   Epoch epoch;
-  uint32_t warp = 0;  // the first entry of the warp, if it is one
-  LaneMask lanes;     // 1 for an agent that is no warp
+  uint32_t warp = kNoWarp;  // its first entry
+  LaneMask lanes;           // 1 for an agent that is no warp
   const Knowledge& knowledge;
   const Knowledge* more = nullptr;
   int pc = 0;

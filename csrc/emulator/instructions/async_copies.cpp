@@ -136,9 +136,6 @@ class CopyOperation : public Operation {
             .kind = kind};
   }
 
-  // No entry of a warp: nothing of what its threads do is ordered before by program order alone.
-  static constexpr uint32_t kNoWarp = 1u << 31;
-
   Block& block_;
   const std::string place_;
   const int pc_;

@@ -212,6 +212,8 @@ void perform(Warpgroup& group, const Product& product) {
   alignas(64) std::byte b[kMostColumns * kTensorCoreRowBytes];
   const Epoch epoch(group.agent.block, group.agent.index,
                     static_cast<uint32_t>(group.performed + 1));
+  auto knowledge = product.knowledge;
+  for (Knowledge& of_warp : knowledge) of_warp.join(product.fenced);
   const auto access = [&](const Knowledge& knowledge) {
     return CheckedAccess{
         .epoch = epoch, .lanes = 1, .knowledge = knowledge, .pc = product.pc, .is_async = true};
@@ -219,14 +221,14 @@ void perform(Warpgroup& group, const Product& product) {
   if (details.a_in_registers) {
     load_registers(group, details, a);
   } else {
-    const std::array by_warp{access(product.knowledge[0]), access(product.knowledge[1]),
-                             access(product.knowledge[2]), access(product.knowledge[3])};
+    const std::array by_warp{access(knowledge[0]), access(knowledge[1]), access(knowledge[2]),
+                             access(knowledge[3])};
     load_shared(block, product.a_descriptor, "A", details.transposes_a, kRows,
                 {by_warp, kRowsOfWarp}, a);
   }
   // Each warp reads all of B, so that all must know what one of them reads.
-  Knowledge common = product.knowledge[0];
-  for (int warp = 1; warp < kWarpsOfGroup; ++warp) common.meet(product.knowledge[warp]);
+  Knowledge common = knowledge[0];
+  for (int warp = 1; warp < kWarpsOfGroup; ++warp) common.meet(knowledge[warp]);
   const std::array by_all{access(common)};
   load_shared(block, product.b_descriptor, "B", details.transposes_b, details.columns,
               {by_all, details.columns}, b);
@@ -327,8 +329,10 @@ void run_multiply(Warp& warp, const Instruction& instruction, LaneMask mask) {
                     ", in another warp " + hex(common.a_descriptor) + " and " +
                     hex(common.b_descriptor) + " at " + warp.program().place(common.pc));
   }
-  if (WarpState* state = warp.checks())
+  if (WarpState* state = warp.checks()) {
     common.knowledge[warp.index() % kWarpsOfGroup] = state->publish(mask);
+    common.fenced.join(member.fenced);
+  }
   if (ProductRegisters* registers = warp.product_registers()) {
     registers->use(warp, details.d.size(), member.issued);
   }
@@ -338,7 +342,8 @@ void run_multiply(Warp& warp, const Instruction& instruction, LaneMask mask) {
 }
 
 void run_fence(Warp& warp, const Instruction&, LaneMask mask) {
-  group_of(warp, mask);
+  Warpgroup& group = group_of(warp, mask);
+  if (WarpState* state = warp.checks()) member_of(warp, group).fenced = state->publish(mask);
   if (ProductRegisters* registers = warp.product_registers()) registers->fence();
 }
 

@@ -455,7 +455,6 @@ def product(name, kinds):
 
 
 product("no_proxy_fence", "missing_fence")
-product("no_barrier", "race uninitialised missing_fence")
 product("no_register_fence", "missing_fence")
 product("no_wait", "in_flight")
 product("wait_for_one_less", "in_flight")

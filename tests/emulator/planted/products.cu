@@ -22,7 +22,6 @@ __device__ __forceinline__ void copy(uint32_t* to, const uint32_t* from, int wor
 enum class Wrong {
   nothing,
   no_proxy_fence,
-  no_barrier,
   no_register_fence,
   no_wait,
   wait_for_one_less,
@@ -48,7 +47,7 @@ __device__ __forceinline__ void product(const uint32_t* a, const uint32_t* b, fl
   }
   copy(shared.b[1], b, TileB::kBytes / 4);
   if constexpr (kWrong != Wrong::no_proxy_fence) fence_proxy_async_shared();
-  if constexpr (kWrong != Wrong::no_barrier) __syncthreads();
+  __syncthreads();
 
   // Of the place of the tiles no compiler knows anything.
   const uint32_t* tile_a = shared.a;
@@ -98,7 +97,6 @@ __device__ __forceinline__ void product(const uint32_t* a, const uint32_t* b, fl
     product<kPlanted ? Wrong::name : Wrong::nothing>(a, b, d);                \
   }
 PRODUCT(no_proxy_fence)
-PRODUCT(no_barrier)
 PRODUCT(no_register_fence)
 PRODUCT(no_wait)
 PRODUCT(wait_for_one_less)
