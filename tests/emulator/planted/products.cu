@@ -186,7 +186,6 @@ __device__ void gives_back_too_early_of(const uint32_t* a, const uint32_t* b, in
 #define WGMMA(name) PAIR(name, (const uint32_t* a, const uint32_t* b, float* d), a, b, d)
 
 WGMMA(no_proxy_fence)
-WGMMA(no_barrier)
 WGMMA(no_register_fence)
 WGMMA(no_wait)
 WGMMA(wait_for_one_less)
