@@ -116,3 +116,22 @@ def test_curves_are_drawn_from_any_run(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
     assert len(list(tmp_path.iterdir())) == len(runs)
+
+
+@pytest.mark.parametrize(("resume_step", "purge_step"), [(0, None), (7, 8)])
+def test_tensorboard_forgets_the_steps_that_are_made_again(
+    tmp_path, monkeypatch, resume_step, purge_step
+):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    asked = []
+
+    class Writer(tensorboard.SummaryWriter):
+        def __init__(self, *arguments, **named):
+            asked.append(named["purge_step"])
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", Writer)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    MetricsLog(path, resume_step=resume_step, tensorboard=True).close()
+    assert asked == [purge_step]
