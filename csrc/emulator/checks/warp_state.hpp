@@ -16,7 +16,7 @@ struct Agent {
   uint32_t index = 0;  // of its first entry in vector clocks
   uint32_t clock = 1;
 
-  Epoch epoch() const { return {block, index, clock}; }
+  Epoch epoch() const { return block == 0 ? Epoch() : Epoch(block, index, clock); }
 };
 
 struct ByScope {
