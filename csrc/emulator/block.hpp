@@ -120,6 +120,8 @@ struct NamedBarrier {
 // An mbarrier object (PTX ISA 9.7.13.15). It lies in shared memory, which programs cannot look
 // into; its state is kept here.
 struct Mbarrier {
+  // From init to inval. Copies and warps that wait may refer to it after that: it stays here.
+  bool is_valid = false;
   uint32_t expected = 0;     // arrivals of a phase
   uint32_t pending = 0;      // of the current phase
   int64_t transactions = 0;  // bytes announced and not arrived; copies may come first

@@ -75,6 +75,25 @@ def test_bulk_load(device, strict):
     np.testing.assert_array_equal(out, x)
 
 
+def test_an_mbarrier_that_ends_before_its_copy():
+    """Who waits is told that there is none; and so is a copy that comes after its end."""
+    copy = (
+        "ld.param.u64 %d0, [x]; @%p cp.async.bulk.shared::cluster.global"
+        ".mbarrier::complete_tx::bytes [%r1], [%d0], 1024, [%r2];"
+        "@%p mbarrier.inval.shared::cta.b64 [%r2]; bar.sync 0;"
+    )
+    ptx = kernel(".param .u64 x, .param .u64 out", LOAD.format(bytes=1024, copy=copy), shared=1032)
+    arguments = [In(np.zeros(256, np.uint32)), Out(np.zeros(256, np.uint32))]
+    for policy in ("late", "early"):
+        with pytest.raises(EmulatorError, match="there is no initialised mbarrier"):
+            Device(policy=policy).load_ptx(ptx).launch("kernel", 1, 32, arguments)
+    # Late copies come when all wait, here at two barriers.
+    without_wait = ptx[: ptx.index("WAIT:")] + "shr.u32 %r5, %r0, 5; barrier.sync %r5; ret;\n}\n"
+    with pytest.raises(EmulatorError, match="invalidated before the copy was over") as error:
+        Device().load_ptx(without_wait).launch("kernel", 1, 64, arguments)
+    assert error.value.kind == "in_flight"
+
+
 def box_of(array, origin, box, fill):
     """The box as TMA delivers it: elements outside of the array are `fill`."""
     grids = np.meshgrid(

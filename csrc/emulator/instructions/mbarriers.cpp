@@ -71,7 +71,8 @@ void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
                   lane);
     }
     Block& owner = warp.block().owner(address, lane);
-    Mbarrier& barrier = owner.mbarriers()[static_cast<uint32_t>(address)];
+    Mbarrier& barrier = owner.mbarriers()[static_cast<uint32_t>(inside_block(address))];
+    barrier.is_valid = true;
     barrier.expected = barrier.pending = counts[lane];
     barrier.transactions = 0;
     barrier.phase = 0;
@@ -86,8 +87,7 @@ void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
 void run_inval(Warp& warp, const Instruction& instruction, LaneMask mask) {
   for_lanes(mask, [&](int lane) {
     const uint64_t address = to_shared(lane_address(warp, instruction, 0, lane));
-    find_mbarrier(warp.block(), address, lane);
-    warp.block().mbarriers().erase(static_cast<uint32_t>(address));
+    find_mbarrier(warp.block(), address, lane).is_valid = false;
   });
 }
 
@@ -341,7 +341,7 @@ Mbarrier& find_mbarrier(Block& block, uint64_t shared_address, int lane) {
   Block& owner = block.owner(shared_address, lane);
   const auto inside = static_cast<uint32_t>(inside_block(shared_address));
   const auto found = owner.mbarriers().find(inside);
-  if (found == owner.mbarriers().end()) {
+  if (found == owner.mbarriers().end() || !found->second.is_valid) {
     throw Fault(FaultKind::invalid,
                 "there is no initialised mbarrier at " + hex(inside) +
                     " of shared memory of block " + describe(owner.index()),
@@ -366,6 +366,9 @@ Epoch begin_copy(Mbarrier& barrier) {
 }
 
 void end_copy(Mbarrier& barrier, Epoch copy, uint32_t bytes) {
+  if (!barrier.is_valid) {
+    throw Fault(FaultKind::in_flight, "its mbarrier was invalidated before the copy was over");
+  }
   if (copy) {
     // Who waits knows of all copies up to the oldest that is not over.
     std::erase(barrier.outstanding, copy.clock());
