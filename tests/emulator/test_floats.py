@@ -201,6 +201,17 @@ def test_halves_and_pairs(rng, name, operation):
     np.testing.assert_array_equal(packed[: COUNT // 2].view(np.uint16), result)
 
 
+def test_saturation(rng):
+    """To [+0, 1]: what is not above 0, -0 and NaN too, becomes +0."""
+    a, b = operands(rng, "f32"), operands(rng, "f32")
+    a[:4] = [0x80000000, 0x7FC00000, 0xBF800000, 0x7F800000]
+    b[:4] = 0x3F800000
+    plain = run_lanes("mul.f32 %x, %a, %b;", [a, b], [np.float32])[0]
+    expected = np.where(plain > 0, np.minimum(plain, 1), np.float32(0))
+    result = run_lanes("mul.sat.f32 %x, %a, %b;", [a, b], [np.uint32])[0]
+    np.testing.assert_array_equal(result, expected.astype(np.float32).view(np.uint32))
+
+
 def test_flushing(rng):
     a, b = operands(rng, "f32"), operands(rng, "f32")
     a[::2] &= 0x807FFFFF  # subnormal

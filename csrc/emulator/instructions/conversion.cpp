@@ -163,9 +163,8 @@ uint64_t convert(uint64_t bits, const ConversionDetails& details) {
   double value = decode_float(details.from, bits, details.flushes);
   if (!to_float) return float_to_integer(value, details);
   if (details.to_integral) value = integral(value, details.rounding);
-  if (details.to_unit) {
-    value = std::isnan(value) ? 0.0 : std::clamp(value, 0.0, 1.0);
-  }
+  // Neither NaN nor -0 is above 0: they become +0.
+  if (details.to_unit) value = value > 0 ? std::min(value, 1.0) : 0.0;
   return encode_float(details.to, value, details);
 }
 

@@ -48,7 +48,8 @@ uint32_t flush(uint32_t bits) {
 // A result of a format, given as a double rounded to odd.
 template <typename Format>
 uint32_t finish(double value, const FloatingDetails& details) {
-  if (details.saturates) value = std::isnan(value) ? 0.0 : std::clamp(value, 0.0, 1.0);
+  // Neither NaN nor -0 is above 0: they become +0.
+  if (details.saturates) value = value > 0 ? std::min(value, 1.0) : 0.0;
   // relu keeps NaN, and makes it the canonical one.
   if (details.relu && value < 0) value = 0.0;
   uint32_t bits = Format::encode(value, details.rounding);
