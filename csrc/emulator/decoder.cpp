@@ -67,6 +67,13 @@ class ProgramBuilder {
     return offset;
   }
 
+  // Where results go that the text sinks ('_'): a register that nothing reads.
+  Destination discarded(int bytes) {
+    const auto [entry, is_new] = sinks.try_emplace(bytes);
+    if (is_new) entry->second = {allocate(bytes), static_cast<uint8_t>(bytes)};
+    return entry->second;
+  }
+
   // 32 copies of a constant. 16-byte values have their upper half in the sign.
   Source constant(uint64_t bits, int bytes) {
     const auto [entry, is_new] = constants.try_emplace({bits, bytes});
@@ -160,7 +167,7 @@ class ProgramBuilder {
       call_bytes = std::max(call_bytes, variable.offset + variable.bytes);
     }
     const uint64_t local_bytes = kernel.local_bytes + call_bytes;
-    if (bytes > uint64_t{1} << 20 || local_bytes > uint64_t{1} << 20) {
+    if (bytes > uint64_t{1} << 20 || local_bytes > uint64_t{512} << 10) {
       throw ptx::PtxError(kernel.line, kernel.name + " declares " + std::to_string(bytes) +
                                            " bytes of shared and " + std::to_string(local_bytes) +
                                            " of local memory, more than any device has");
@@ -186,6 +193,7 @@ class ProgramBuilder {
   }
 
   std::map<std::pair<uint64_t, int>, Source> constants;
+  std::map<int, Destination> sinks;  // by their bytes
 };
 
 // Modifiers.
@@ -327,8 +335,8 @@ bool Decoding::is_predicate(const ptx::Operand& operand) const {
 }
 
 Destination Decoding::destination(const ptx::Operand& operand, int bytes) {
-  if (operand.kind == ptx::Operand::Kind::sink) return {};
   bytes = std::max(bytes, 2);
+  if (operand.kind == ptx::Operand::Kind::sink) return builder_.discarded(bytes);
   if (operand.kind != ptx::Operand::Kind::reg) fail("a result that is no register");
   const int given = builder_.kernel.registers[operand.index].bytes;
   if (given != bytes) {
@@ -339,7 +347,9 @@ Destination Decoding::destination(const ptx::Operand& operand, int bytes) {
 }
 
 Destination Decoding::wide_destination(const ptx::Operand& operand, Type type) {
-  if (operand.kind == ptx::Operand::Kind::sink) return {};
+  if (operand.kind == ptx::Operand::Kind::sink) {
+    return builder_.discarded(std::max(ptx::bytes_of(type), 2));
+  }
   if (operand.kind != ptx::Operand::Kind::reg) fail("a result that is no register");
   const int given = builder_.kernel.registers[operand.index].bytes;
   if (given < ptx::bytes_of(type)) fail("a register that is too small for the result");
@@ -347,7 +357,7 @@ Destination Decoding::wide_destination(const ptx::Operand& operand, Type type) {
 }
 
 Destination Decoding::predicate_destination(const ptx::Operand& operand) {
-  if (operand.kind == ptx::Operand::Kind::sink) return {};
+  if (operand.kind == ptx::Operand::Kind::sink) return builder_.discarded(0);
   if (operand.kind != ptx::Operand::Kind::reg || builder_.kernel.registers[operand.index].bytes) {
     fail("a result that should be a predicate is none");
   }
@@ -379,7 +389,12 @@ int Decoding::label(size_t index) const {
 int Decoding::num_kernel_params() const { return builder_.kernel.num_params; }
 
 void Decoding::fail(const std::string& message) const {
-  std::string text = "unsupported instruction " + written(text_) + ": " + message;
+  const auto shortened = [](const std::string& text) {
+    constexpr size_t kLongest = 200;
+    return text.size() > kLongest ? text.substr(0, kLongest) + "..." : text;
+  };
+  std::string text =
+      "unsupported instruction " + shortened(written(text_)) + ": " + shortened(message);
   const std::string place = describe_location(*builder_.program->module, text_.location);
   if (!place.empty()) text += " (" + place + ")";
   throw ptx::PtxError(text_.line, text);

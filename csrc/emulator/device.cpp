@@ -1,6 +1,6 @@
 #include "emulator/device.hpp"
 
-#include <cstring>
+#include <algorithm>
 #include <stdexcept>
 
 #include "emulator/ptx/parser.hpp"
@@ -58,15 +58,18 @@ LoadedModule::LoadedModule(std::string text) {
       image_.addresses.push_back(0);
       continue;
     }
-    const size_t room = variable.bytes + variable.alignment;
-    std::unique_ptr<std::byte[]> memory(new std::byte[room]());
+    auto& memory = storage_.emplace_back(std::calloc(variable.bytes + variable.alignment, 1));
+    if (memory == nullptr) {
+      throw EmulatorError(FaultKind::invalid, "there is no memory for the " +
+                                                  std::to_string(variable.bytes) + " bytes of " +
+                                                  ptx::quoted(variable.name));
+    }
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     const uint64_t aligned =
         (address + variable.alignment - 1) / variable.alignment * variable.alignment;
-    std::memcpy(reinterpret_cast<void*>(aligned), variable.initial.data(),
-                std::min<size_t>(variable.initial.size(), variable.bytes));
+    const size_t given = std::min<size_t>(variable.initial.size(), variable.bytes);
+    std::copy_n(variable.initial.data(), given, reinterpret_cast<uint8_t*>(aligned));
     image_.addresses.push_back(aligned);
-    storage_.push_back(std::move(memory));
   }
 }
 

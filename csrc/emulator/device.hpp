@@ -1,6 +1,7 @@
 // A device that PTX is loaded on and launched on.
 #pragma once
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,7 +26,11 @@ class LoadedModule {
 
  private:
   ModuleImage image_;
-  std::vector<std::unique_ptr<std::byte[]>> storage_;
+  // Of calloc: what nobody touches of a large variable takes no memory.
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::vector<std::unique_ptr<void, Free>> storage_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const Program>> programs_;
 };

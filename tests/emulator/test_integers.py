@@ -255,6 +255,20 @@ def test_dot_product(rng):
             check(f"dp4a.{a}32.{b}32 %x, %a, %b, %c;", inputs, np.uint32, dot(a == "s", b == "s"))
 
 
+def test_results_that_nobody_wants(rng):
+    """`_` takes any result, and changes nothing else."""
+    a = operands(rng, np.uint32)
+    code = """
+    .reg .b64 %wide; .shared .align 4 .b8 memory[4]; .reg .pred %r;
+    mov.b32 _, %a; add.u64 _, 1, 2; cvt.u64.u32 _, %a; popc.b32 _, %a; setp.eq.u32 _, %a, 0;
+    setp.eq.u32 _|%r, %a, 0; mov.b64 {_, %t}, 7; vote.sync.ballot.b32 _, %r, -1;
+    setp.eq.u32 %p, %i, 0;
+    @%p st.shared.b32 [memory], 0; @%p atom.shared.or.b32 _, [memory], 1;
+    mov.b32 %x, %a;
+    """
+    np.testing.assert_array_equal(run_lanes(code, [a[:32]], [np.uint32])[0], a[:32])
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <charconv>
+#include <cstdio>
 
 namespace abyssal::emulator::ptx {
 namespace {
@@ -13,12 +14,22 @@ bool is_word(char c) {
          c == '%' || c == '.';
 }
 
-std::string quoted(const Token& token) {
-  if (token.kind == Token::Kind::end) return "the end of the text";
-  return "'" + std::string(token.text) + "'";
-}
-
 }  // namespace
+
+std::string quoted(std::string_view text) {
+  constexpr size_t kLongest = 80;
+  std::string result = "'";
+  for (char c : text.substr(0, kLongest)) {
+    if (c >= ' ' && c <= '~') {
+      result += c;
+      continue;
+    }
+    char code[5];
+    std::snprintf(code, sizeof(code), "\\x%02x", static_cast<unsigned char>(c));
+    result += code;
+  }
+  return result + (text.size() > kLongest ? "...'" : "'");
+}
 
 Token Lexer::next() {
   Token taken = token_;
@@ -55,7 +66,9 @@ bool Lexer::accept(std::string_view word) {
 }
 
 void Lexer::fail(const char* expected) const {
-  throw PtxError(token_.line, std::string("expected ") + expected + " and found " + quoted(token_));
+  const bool is_end = token_.kind == Token::Kind::end;
+  throw PtxError(token_.line, std::string("expected ") + expected + " and found " +
+                                  (is_end ? "the end of the text" : quoted(token_.text)));
 }
 
 void Lexer::skip_blank() {
@@ -87,7 +100,11 @@ void Lexer::advance() {
     if (end == std::string_view::npos) throw PtxError(line_, "a string that does not end");
     token_.kind = Token::Kind::string;
     token_.text = rest_.substr(1, end - 1);
-    for (char c : token_.text) line_ += c == '\n';
+    for (char c : token_.text) {
+      const bool is_control = static_cast<unsigned char>(c) < ' ' || c == 0x7f;
+      if (is_control)
+        throw PtxError(line_, "a control character in the string " + quoted(token_.text));
+    }
     rest_.remove_prefix(end + 1);
   } else if (is_word(rest_[0])) {
     size_t end = 1;
@@ -118,7 +135,7 @@ Token Lexer::number() {
     const auto [stop, error] =
         std::from_chars(digits.data(), digits.data() + digits.size(), token.bits, base);
     if (error != std::errc{} || stop != digits.data() + digits.size()) {
-      throw PtxError(line_, "'" + std::string(text) + "' is not a number");
+      throw PtxError(line_, quoted(text) + " is not a number");
     }
   };
   const char marker = text.size() > 1 && text[0] == '0' ? text[1] : '\0';
@@ -126,7 +143,7 @@ Token Lexer::number() {
     token.kind = Token::Kind::floating;
     token.bytes = marker == 'f' || marker == 'F' ? 4 : 8;
     if (text.size() != 2u + 2u * token.bytes) {
-      throw PtxError(line_, "'" + std::string(text) + "' is not a floating-point constant");
+      throw PtxError(line_, quoted(text) + " is not a floating-point constant");
     }
     parse(text.substr(2), 16);
     return token;
@@ -135,7 +152,7 @@ Token Lexer::number() {
     double value = 0;
     const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc{} || stop != text.data() + text.size()) {
-      throw PtxError(line_, "'" + std::string(text) + "' is not a number");
+      throw PtxError(line_, quoted(text) + " is not a number");
     }
     token.kind = Token::Kind::floating;
     token.bytes = 8;

@@ -30,6 +30,10 @@ struct Token {
   bool is(std::string_view word) const { return kind == Kind::word && text == word; }
 };
 
+// A piece of the text for a message: in quotes, shortened, and what is not printable ASCII by its
+// code.
+std::string quoted(std::string_view text);
+
 class Lexer {
  public:
   explicit Lexer(std::string_view text) : rest_(text) { advance(); }

@@ -1,6 +1,7 @@
 #include "emulator/ptx/parser.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <deque>
 #include <map>
 #include <optional>
@@ -22,9 +23,20 @@ uint64_t round_up(uint64_t value, uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// What nobody has more of: memory of a GPU, and of a kernel's parameters (PTX ISA 5.1.6.1).
+constexpr uint64_t kMostBytes = uint64_t{141} << 30;
+constexpr uint64_t kMostParamBytes = 32764;
+
+// `.reg .b32 %r<count>`: %r0, %r1, ... A kernel has those of them that it names.
+struct RegisterRange {
+  int64_t count = 0;
+  int bytes = 0;
+};
+
 // Names of one `{ }`. Asm blocks reuse names, so an inner one hides an outer one.
 struct Scope {
   int parent = -1;
+  std::unordered_map<std::string_view, RegisterRange> ranges;
   std::unordered_map<std::string_view, int> registers, variables, labels;
   std::unordered_map<std::string_view, Operand> tables;
 };
@@ -72,7 +84,7 @@ class Parser {
     } else if (const auto space = find_space(word)) {
       variables(*space, module_->variables, module_names_, nullptr);
     } else {
-      fail("unknown directive '" + std::string(word) + "'");
+      fail("unknown directive " + quoted(word));
     }
   }
 
@@ -103,7 +115,7 @@ class Parser {
     }
     if (peek().is('{')) {
       throw PtxError(line,
-                     "function " + std::string(name) +
+                     "function " + quoted(name) +
                          " was not inlined; only kernels are supported (use __forceinline__)");
     }
     lexer_->expect(';');
@@ -155,7 +167,7 @@ class Parser {
         type = *found;
         has_type = true;
       } else if (word != ".ptr" && word != ".global" && word != ".shared" && word != ".const") {
-        fail("unknown type '" + std::string(word) + "'");
+        fail("unknown type " + quoted(word));
       }
     }
     // `.param .u64 .ptr .align 16 name`
@@ -172,8 +184,10 @@ class Parser {
         continue;
       }
       const int64_t length = lexer_->integer("an array length");
-      if (length < 0 || length > int64_t{1} << 32) fail("an array length out of range");
-      if (result.bytes > (uint64_t{1} << 32)) fail("an array that is too large");
+      if (length < 0) fail("an array length out of range");
+      if (length > 0 && result.bytes > kMostBytes / length) {
+        fail("more elements of " + quoted(result.name) + " than any device has memory for");
+      }
       result.bytes *= length;
       lexer_->expect(']');
     }
@@ -196,14 +210,14 @@ class Parser {
       value(variable, type);
     }
     if (variable.initial.size() > variable.bytes && !variable.is_dynamic) {
-      fail("more values than " + variable.name + " holds");
+      fail("more values than " + quoted(variable.name) + " holds");
     }
   }
 
   void value(Variable& variable, Type type) {
     uint64_t bits = 0;
     if (peek().kind == Token::Kind::word) {
-      fail("an address as the initial value of " + variable.name + " is not supported");
+      fail("an address as the initial value of " + quoted(variable.name) + " is not supported");
     } else if (peek().kind == Token::Kind::floating) {
       bits = lexer_->next().bits;
     } else {
@@ -236,6 +250,7 @@ class Parser {
     scopes_.assign(1, Scope{});
     scope_ = 0;
     location_ = -1;
+    call_bytes_ = 0;
     if (lexer_->accept('(')) parameters();
     kernel_->num_params = static_cast<int>(kernel_->variables.size());
     while (!peek().is('{')) performance_directive();
@@ -248,6 +263,7 @@ class Parser {
       if (!lexer_->accept(".param")) fail("expected .param");
       declare(variable(Space::param), kernel_->variables, scopes_[0].variables,
               &kernel_->param_bytes);
+      if (kernel_->param_bytes > kMostParamBytes) fail("more than 32764 bytes of parameters");
       if (!peek().is(')')) lexer_->expect(',');
     }
   }
@@ -275,7 +291,7 @@ class Parser {
       lexer_->next();
       lexer_->expect(';');
     } else if (word != ".explicitcluster" && word != ".noreturn") {
-      fail("unknown directive '" + std::string(word) + "' of a kernel");
+      fail("unknown directive " + quoted(word) + " of a kernel");
     }
   }
 
@@ -318,14 +334,14 @@ class Parser {
       if (space == Space::global || space == Space::constant) fail("a global inside a kernel");
       variables(*space, kernel_->variables, scopes_[scope_].variables, used);
     } else {
-      fail("unknown directive '" + std::string(word) + "'");
+      fail("unknown directive " + quoted(word));
     }
   }
 
   void registers() {
     const std::string_view word = lexer_->word("a type");
     const auto type = declared_type(word);
-    if (!type) fail("unknown type '" + std::string(word) + "' of a register");
+    if (!type) fail("unknown type " + quoted(word) + " of a register");
     // Registers narrower than 16 bits hold 16 (PTX ISA 5.2.1).
     const int bytes = *type == Type::pred ? 0 : std::max(bytes_of(*type), 2);
     do {
@@ -334,21 +350,19 @@ class Parser {
         const int64_t count = lexer_->integer("a number of registers");
         if (count < 0 || count > 1 << 20) fail("a number of registers out of range");
         lexer_->expect('>');
-        for (int64_t number = 0; number < count; ++number) {
-          add_register(std::string(name) + std::to_string(number), bytes);
-        }
+        scopes_[scope_].ranges[name] = {count, bytes};
       } else {
-        add_register(std::string(name), bytes);
+        add_register(scopes_[scope_], name, bytes);
       }
     } while (lexer_->accept(','));
     lexer_->expect(';');
   }
 
-  void add_register(std::string name, int bytes) {
+  int add_register(Scope& scope, std::string_view name, int bytes) {
     if (kernel_->registers.size() >= 1 << 20) fail("too many registers");
-    name_pool_.push_back(std::move(name));
-    scopes_[scope_].registers[name_pool_.back()] = static_cast<int>(kernel_->registers.size());
-    kernel_->registers.push_back({name_pool_.back(), bytes});
+    const int index = static_cast<int>(kernel_->registers.size());
+    kernel_->registers.push_back({std::string(name), bytes});
+    return scope.registers[name] = index;
   }
 
   // .loc file line column [, function_name label, inlined_at file line column]
@@ -382,7 +396,7 @@ class Parser {
       const std::string_view name = lexer_->word("a predicate");
       const auto found = find_register(name);
       if (!found || kernel_->registers[*found].bytes != 0) {
-        fail("'" + std::string(name) + "' is no predicate");
+        fail(quoted(name) + " is no predicate");
       }
       result.guard = *found;
     }
@@ -502,12 +516,33 @@ class Parser {
     return {.kind = Operand::Kind::label, .index = scope_, .text = word};
   }
 
-  std::optional<int> find_register(std::string_view name) const {
-    for (int scope = scope_; scope >= 0; scope = scopes_[scope].parent) {
-      const auto found = scopes_[scope].registers.find(name);
-      if (found != scopes_[scope].registers.end()) return found->second;
+  std::optional<int> find_register(std::string_view name) {
+    for (int index = scope_; index >= 0; index = scopes_[index].parent) {
+      Scope& scope = scopes_[index];
+      const auto found = scope.registers.find(name);
+      if (found != scope.registers.end()) return found->second;
+      if (const RegisterRange* range = find_range(scope, name)) {
+        return add_register(scope, name, range->bytes);
+      }
     }
     return std::nullopt;
+  }
+
+  // The range that %r12 is of: "%r" or "%r1".
+  static const RegisterRange* find_range(const Scope& scope, std::string_view name) {
+    constexpr size_t kMostDigits = 7;
+    const size_t last = name.find_last_not_of("0123456789");
+    if (scope.ranges.empty() || last == std::string_view::npos) return nullptr;
+    const size_t least = name.size() > kMostDigits ? name.size() - kMostDigits : 0;
+    for (size_t begin = std::max(last + 1, least); begin < name.size(); ++begin) {
+      if (name[begin] == '0' && begin + 1 < name.size()) continue;
+      const auto found = scope.ranges.find(name.substr(0, begin));
+      if (found == scope.ranges.end()) continue;
+      int64_t number = 0;
+      std::from_chars(name.data() + begin, name.data() + name.size(), number);
+      if (number < found->second.count) return &found->second;
+    }
+    return nullptr;
   }
 
   // Every label operand holds its scope in `index` until here.
@@ -517,7 +552,7 @@ class Parser {
     }
   }
 
-  void resolve_label(Operand& operand, int line) {
+  void resolve_label(Operand& operand, int line, bool may_be_table = true) {
     for (Operand& element : operand.elements) resolve_label(element, line);
     if (operand.kind != Operand::Kind::label) return;
     for (int scope = operand.index; scope >= 0; scope = scopes_[scope].parent) {
@@ -527,17 +562,17 @@ class Parser {
         return;
       }
       const auto table = scopes_[scope].tables.find(operand.text);
-      if (table != scopes_[scope].tables.end()) {
+      if (may_be_table && table != scopes_[scope].tables.end()) {
         Operand resolved = table->second;
         for (Operand& target : resolved.elements) {
           target.index = scope;
-          resolve_label(target, line);
+          resolve_label(target, line, false);
         }
         operand = std::move(resolved);
         return;
       }
     }
-    throw PtxError(line, "unknown name '" + std::string(operand.text) + "'");
+    throw PtxError(line, "unknown name " + quoted(operand.text));
   }
 
   std::unique_ptr<Module> module_;

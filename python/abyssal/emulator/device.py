@@ -210,6 +210,12 @@ class Module:
     """PTX that was loaded on a device."""
 
     def __init__(self, device: Device, text: str) -> None:
+        if not isinstance(text, str):
+            raise InputError(f"text must be a str of PTX, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("text must be PTX; it has surrogates, which no UTF-8 has") from None
         self.device = device
         self._module = runtime.extension().emulator.Module(text)
         self._kernels: dict[str, list[tuple[str, int, int, bool]]] = self._module.kernels()
