@@ -211,7 +211,7 @@ py::bytes encode_tensor_map(int type, uint64_t address, const std::vector<uint64
   if (box.size() != rank || element_strides.size() != rank || strides.size() + 1 != rank) {
     throw std::invalid_argument("extents, strides, box and element strides must fit together");
   }
-  alignas(64) CUtensorMap map;
+  CUtensorMap map;
   std::string reason;
   const CUresult result =
       encode_tiled(&map, static_cast<CUtensorMapDataType>(type), static_cast<cuuint32_t>(rank),

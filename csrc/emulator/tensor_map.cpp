@@ -116,7 +116,7 @@ uint32_t TensorMap::box_bytes() const {
   return bytes;
 }
 
-void TensorMap::pack(CUtensorMap& into) const {
+void TensorMap::pack(void* into) const {
   Encoded encoded = {};
   encoded.magic = kMagic;
   encoded.address = address;
@@ -130,8 +130,8 @@ void TensorMap::pack(CUtensorMap& into) const {
     encoded.box[i] = static_cast<uint16_t>(box[i]);
     encoded.element_strides[i] = static_cast<uint8_t>(element_strides[i]);
   }
-  std::memset(&into, 0, sizeof(into));
-  std::memcpy(&into, &encoded, sizeof(encoded));
+  std::memset(into, 0, sizeof(CUtensorMap));
+  std::memcpy(into, &encoded, sizeof(encoded));
 }
 
 bool TensorMap::unpack(const void* bytes, TensorMap& into) {
@@ -219,7 +219,7 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
     reason = broken_rule(map, wanted, address);
   }
   if (!reason.empty()) return CUDA_ERROR_INVALID_VALUE;
-  wanted.pack(*map);
+  wanted.pack(map);
   return CUDA_SUCCESS;
 }
 

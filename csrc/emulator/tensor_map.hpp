@@ -34,7 +34,8 @@ struct TensorMap {
   // Bytes of a box in shared memory.
   uint32_t box_bytes() const;
 
-  void pack(CUtensorMap& into) const;
+  // Into the 128 bytes of a CUtensorMap, wherever they lie.
+  void pack(void* into) const;
   // False if the 128 bytes are none of ours.
   static bool unpack(const void* bytes, TensorMap& into);
 };
