@@ -1,6 +1,7 @@
 # make demo     train a small model on the Python library's source and let it write code (5 minutes)
 # make test     the whole test suite
 # make mutate   mutation testing of the emulator; MANIFEST=folder: of other kernels
+# make sanitize the emulator's tests with AddressSanitizer and UndefinedBehaviorSanitizer
 # make nightly  the tests that take long; writes tests/nightly.json
 # make bench    kernel benchmarks, on a Hopper GPU
 # make lint     formatters, linters, types
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt \
     $(shell find build_backend cmake csrc -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test mutate nightly bench lint clean
+.PHONY: demo test mutate sanitize nightly bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -27,6 +28,9 @@ MANIFEST ?= tests/emulator/mutants/gemm tests/emulator/mutants/microkernels
 
 mutate: $(VENV)/installed-test
 	$(BIN)/python -m scripts.mutate $(MANIFEST)
+
+sanitize: $(VENV)/installed-test
+	$(BIN)/python -m scripts.sanitize
 
 nightly: $(VENV)/installed-test
 	$(BIN)/python -m scripts.nightly

@@ -78,7 +78,11 @@ def compile_into(folder: Path, source: Path) -> None:
 
 def run(arguments: list[str]) -> str:
     """What nvcc printed."""
-    done = subprocess.run([find_nvcc(), *arguments], capture_output=True, text=True, check=False)
+    # What `make sanitize` puts before every program is not for the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        [find_nvcc(), *arguments], capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise RuntimeError(f"nvcc {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
