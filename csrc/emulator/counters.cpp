@@ -29,8 +29,22 @@ Pipe arithmetic_pipe(const ptx::Instruction& instruction) {
   return Pipe::integer;
 }
 
+// Whether no two lanes touch the same bank, as most requests have it.
+bool have_banks_of_their_own(LaneMask mask, const uint64_t* addresses, uint32_t bytes) {
+  const uint32_t words = std::max(bytes / kBankBytes, 1u);
+  const uint64_t banks_of_one = (uint64_t{1} << words) - 1;
+  uint64_t taken = 0, shared = 0;
+  for_lanes(mask, [&](int lane) {
+    const uint64_t banks = banks_of_one << (addresses[lane] / kBankBytes % kBanks);
+    shared |= taken & banks;
+    taken |= banks;
+  });
+  return shared == 0;
+}
+
 // Passes over the banks for some lanes' accesses: different words of one bank need one each.
 uint64_t passes(LaneMask mask, const uint64_t* addresses, uint32_t bytes) {
+  if (have_banks_of_their_own(mask, addresses, bytes)) return 1;
   std::array<std::array<uint64_t, kLanes>, kBanks> words;
   std::array<uint8_t, kBanks> count = {};
   uint8_t most = 0;
