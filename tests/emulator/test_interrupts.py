@@ -42,7 +42,11 @@ COUNT = kernel(
     ids=["module", "op"],
 )
 def test_ctrl_c(launch):
-    code = "import numpy as np\ntry:\n{}\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    # A shell's background processes ignore the signal, and so would the child of such a one.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import numpy as np\ntry:\n{}\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
     body = textwrap.indent(textwrap.dedent(launch), "    ")
     child = subprocess.Popen(
         [sys.executable, "-c", code.format(body)], stdout=subprocess.PIPE, text=True
