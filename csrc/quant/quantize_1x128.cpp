@@ -4,18 +4,13 @@
 #include <stdexcept>
 
 #include "quant/launchers.hpp"
+#include "runtime/sizes.hpp"
 
 namespace abyssal::quantize_1x128 {
 namespace {
 
-using QuantizeKernel = Kernel<Quantize1x128Params>;
-constexpr QuantizeKernel kBf16{"quantize_1x128", "quantize_1x128_bf16"};
-constexpr QuantizeKernel kBf16Unaligned{"quantize_1x128", "quantize_1x128_bf16_unaligned"};
-constexpr QuantizeKernel kFp32{"quantize_1x128", "quantize_1x128_fp32"};
-constexpr QuantizeKernel kFp32Unaligned{"quantize_1x128", "quantize_1x128_fp32_unaligned"};
-
 // The kernel that fits the type and alignment of x.
-const QuantizeKernel& choose(const Quantize1x128Params& params, bool x_is_bf16) {
+const Kernel<Quantize1x128Params>& choose(const Quantize1x128Params& params, bool x_is_bf16) {
   constexpr uintptr_t kLoad = 16;  // bytes
   const uintptr_t value_bytes = x_is_bf16 ? 2 : 4;
   const uintptr_t codes_store = kLoad / value_bytes;
@@ -23,15 +18,7 @@ const QuantizeKernel& choose(const Quantize1x128Params& params, bool x_is_bf16) 
                        params.x_row_stride * value_bytes % kLoad == 0 and
                        reinterpret_cast<uintptr_t>(params.codes) % codes_store == 0 and
                        params.columns % codes_store == 0;
-  if (x_is_bf16) return aligned ? kBf16 : kBf16Unaligned;
-  return aligned ? kFp32 : kFp32Unaligned;
-}
-
-int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-
-// Bytes from the first value to the last of `rows` rows that are `stride` values apart.
-size_t extent(int64_t rows, int64_t stride, int64_t columns, size_t value_bytes) {
-  return ((rows - 1) * stride + columns) * value_bytes;
+  return kKernels[(x_is_bf16 ? 0 : 2) + (aligned ? 0 : 1)];
 }
 
 }  // namespace
@@ -48,17 +35,12 @@ void launch(const Stream& stream, const Quantize1x128Params& params, bool x_is_b
   abyssal::launch(
       stream, choose(params, x_is_bf16), {static_cast<unsigned int>(blocks), kThreadsPerBlock},
       params,
-      {{params.x, extent(params.rows, params.x_row_stride, params.columns, value_bytes),
+      {{params.x, extent_bytes(params.rows, params.x_row_stride, params.columns, value_bytes),
         Buffer::Role::in},
-       {params.codes, extent(params.rows, params.columns, params.columns, 1), Buffer::Role::out},
-       {params.scale, extent(tiles_in_row, params.scale_pitch, params.rows, sizeof(float)),
+       {params.codes, extent_bytes(params.rows, params.columns, params.columns, 1),
+        Buffer::Role::out},
+       {params.scale, extent_bytes(tiles_in_row, params.scale_pitch, params.rows, sizeof(float)),
         Buffer::Role::out}});
-}
-
-void load(const Stream& stream) {
-  for (const QuantizeKernel& kernel : {kBf16, kBf16Unaligned, kFp32, kFp32Unaligned}) {
-    abyssal::load(stream, kernel);
-  }
 }
 
 }  // namespace abyssal::quantize_1x128

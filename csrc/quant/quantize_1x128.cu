@@ -25,50 +25,15 @@
 // The kernel is bound by memory: 2 (BF16) or 4 bytes in, 1 + 4/128 bytes out for each value. All
 // loads of a thread (128 bytes) are issued before the first is used; nothing is in shared memory.
 
-#include "hopper/fp8.cuh"
-#include "hopper/math.cuh"
-#include "hopper/memory.cuh"
 #include "quant/quantize_1x128.hpp"
+#include "quant/tile.cuh"
 
 namespace abyssal::quantize_1x128 {
 namespace {
 
+using quant::kTile;
+
 constexpr int kValuesPerThread = kTile / kThreadsPerTile;
-
-struct Bf16 {
-  using Bits = uint16_t;
-  static __device__ float widen(Bits bits) { return __uint_as_float(uint32_t{bits} << 16); }
-};
-
-struct Fp32 {
-  using Bits = uint32_t;
-  static __device__ float widen(Bits bits) { return __uint_as_float(bits); }
-};
-
-// A piece of a tile: 16 bytes of x.
-template <typename Value>
-union Piece {
-  static constexpr int kValues = 16 / sizeof(typename Value::Bits);
-  uint4 words;
-  typename Value::Bits bits[kValues];
-};
-
-// The values from `column` on of a row that has `columns`; 0 beyond. If kAligned, a piece is
-// 16-byte aligned and either inside or outside.
-template <typename Value, bool kAligned>
-__device__ Piece<Value> load_piece(const typename Value::Bits* row, int column, int columns) {
-  Piece<Value> piece;
-  piece.words = make_uint4(0, 0, 0, 0);
-  if constexpr (kAligned) {
-    if (column < columns) piece.words = hopper::load_once(row + column);
-  } else {
-#pragma unroll
-    for (int i = 0; i < Piece<Value>::kValues; ++i) {
-      if (column + i < columns) piece.bits[i] = row[column + i];
-    }
-  }
-  return piece;
-}
 
 // Stores the codes of a piece, 8 (BF16) or 4 (FP32) bytes, as far as they are inside.
 template <int kCodes, bool kAligned>
@@ -89,17 +54,9 @@ __device__ void store_codes(uint8_t* row, int column, int columns,
   }
 }
 
-__device__ float tile_scale(float amax, const Quantize1x128Params& params) {
-  float scale = __fdiv_rn(fmaxf(amax, params.amax_floor), hopper::kE4m3Max);
-  if (params.pow2) {  // adding the largest fraction carries into the exponent unless it was 0
-    scale = __uint_as_float((__float_as_uint(scale) + 0x7FFFFF) & 0x7F800000);
-  }
-  return amax == 0 ? 1.0f : scale;
-}
-
 template <typename Value, bool kAligned>
 __device__ void quantize(const Quantize1x128Params& params) {
-  using Tile = Piece<Value>;
+  using Tile = quant::Piece<Value>;
   constexpr int kPieces = kValuesPerThread / Tile::kValues;
   constexpr int kTiles = kTilesPerThread<sizeof(typename Value::Bits)>;
 
@@ -125,7 +82,7 @@ __device__ void quantize(const Quantize1x128Params& params) {
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      x[tile][piece] = load_piece<Value, kAligned>(x_row, column_of(tile, piece), columns);
+      x[tile][piece] = quant::load_piece<Value, kAligned>(x_row, column_of(tile, piece), columns);
     }
   }
 
@@ -147,25 +104,20 @@ __device__ void quantize(const Quantize1x128Params& params) {
     }
 
     // Scale and codes.
-    const bool finite = amax < __uint_as_float(0x7F800000);
-    const float scale = tile_scale(amax, params);
-    const float inverse = __frcp_rn(scale);
+    const quant::TileScale scale(amax, params.amax_floor, params.pow2);
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const auto& bits = x[tile][piece].bits;
       uint32_t codes[Tile::kValues / 4];
 #pragma unroll
       for (int i = 0; i < Tile::kValues; i += 4) {
-        codes[i / 4] = hopper::to_e4m3x4(
-            Value::widen(bits[i]) * inverse, Value::widen(bits[i + 1]) * inverse,
-            Value::widen(bits[i + 2]) * inverse, Value::widen(bits[i + 3]) * inverse);
-        if (not finite) codes[i / 4] = hopper::kFourE4m3Nans;
+        codes[i / 4] = scale.encode(Value::widen(bits[i]), Value::widen(bits[i + 1]),
+                                    Value::widen(bits[i + 2]), Value::widen(bits[i + 3]));
       }
       store_codes<Tile::kValues, kAligned>(codes_row, column_of(tile, piece), columns, codes);
     }
     if (lane == 0 and (first_tile + tile) * kTile < columns) {
-      params.scale[(first_tile + tile) * params.scale_pitch + row] =
-          finite ? scale : __uint_as_float(0x7FC00000);
+      params.scale[(first_tile + tile) * params.scale_pitch + row] = scale.stored();
     }
   }
 }
@@ -181,7 +133,7 @@ __device__ void quantize(const Quantize1x128Params& params) {
     abyssal::quantize_1x128::quantize<Value, kAligned>(params);                           \
   }
 
-ABYSSAL_ENTRY(quantize_1x128_bf16, abyssal::quantize_1x128::Bf16, true)
-ABYSSAL_ENTRY(quantize_1x128_bf16_unaligned, abyssal::quantize_1x128::Bf16, false)
-ABYSSAL_ENTRY(quantize_1x128_fp32, abyssal::quantize_1x128::Fp32, true)
-ABYSSAL_ENTRY(quantize_1x128_fp32_unaligned, abyssal::quantize_1x128::Fp32, false)
+ABYSSAL_ENTRY(quantize_1x128_bf16, abyssal::quant::Bf16, true)
+ABYSSAL_ENTRY(quantize_1x128_bf16_unaligned, abyssal::quant::Bf16, false)
+ABYSSAL_ENTRY(quantize_1x128_fp32, abyssal::quant::Fp32, true)
+ABYSSAL_ENTRY(quantize_1x128_fp32_unaligned, abyssal::quant::Fp32, false)

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "quant/tile.hpp"
+
 namespace abyssal {
 
 struct Quantize1x128Params {
@@ -19,7 +21,7 @@ struct Quantize1x128Params {
 
 namespace quantize_1x128 {
 
-inline constexpr int kTile = 128;  // values that share a scale
+using quant::kTile;
 inline constexpr int kThreadsPerBlock = 256;
 inline constexpr int kThreadsPerTile = 8;
 inline constexpr int kRowsPerBlock = kThreadsPerBlock / kThreadsPerTile;

@@ -45,6 +45,22 @@ def test_dequantize_every_block(block):
     assert torch.equal(matrix.dequantize(torch.bfloat16), exact.float().bfloat16())
 
 
+@pytest.mark.parametrize("block", [(1, 128), (128, 1), (128, 128)])
+def test_a_stack_is_its_matrices(block):
+    generator = torch.Generator().manual_seed(3)
+    shape = (3, 130, 140)
+    data = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+    grid = (3, -(-130 // block[0]), -(-140 // block[1]))
+    stack = BlockScaled(data, torch.rand(grid, generator=generator), block)
+    for i in range(3):
+        one = BlockScaled(data[i], stack.scale[i], block)
+        assert torch.equal(stack.dequantize()[i], one.dequantize())
+        assert torch.equal(stack.t().dequantize()[i], one.t().dequantize())
+    assert stack.t().shape == (3, 140, 130) and repr(stack).startswith("BlockScaled(3 x 130 x 140 ")
+    with pytest.raises(InputError, match=r"scale must be \[3, "):
+        BlockScaled(data, stack.scale[:2], block)
+
+
 def test_transposed_is_the_same_memory(matrix):
     turned = matrix.t()
     assert turned.shape == (300, 37) and turned.block == (128, 1) and turned.axis == 0
@@ -84,7 +100,7 @@ DATA = torch.zeros(130, 300).to(torch.float8_e4m3fn)
     [
         ({"data": "text"}, "data must be a tensor, not str"),
         ({"data": DATA.float()}, "data must be torch.float8_e4m3fn .*, not torch.float32"),
-        ({"data": DATA[0]}, r"data must be .* with 2 dimensions, not .* \[300\]"),
+        ({"data": DATA[0]}, r"data must be .* with 2 or 3 dimensions, not .* \[300\]"),
         ({"scale": None}, "scale must be a tensor, not NoneType"),
         ({"scale": torch.ones(130, 3).double()}, "scale must be torch.float32 .*float64"),
         (

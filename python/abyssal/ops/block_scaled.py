@@ -1,4 +1,4 @@
-"""`BlockScaled`: a matrix in FP8 with the scales of its tiles."""
+"""`BlockScaled`: a matrix in FP8 with the scales of its tiles; or a stack of such matrices."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ BLOCKS = ((1, 128), (128, 1), (128, 128))
 class BlockScaled:
     """A matrix whose value at [i, j] is data[i, j] * scale[i // block[0], j // block[1]].
 
+    Or a stack of them, as the weights of a layer's experts: data and scale then have a dimension
+    [G] before these two.
+
     data    float8_e4m3fn [rows, columns], contiguous along `axis`
     scale   float32 [ceil(rows / block[0]), ceil(columns / block[1])]; NaN where a tile held NaN
             or Inf. For activations (block (1, 128)) the scales of neighbouring rows are neighbours
             in memory and columns start at multiples of 16 bytes: strides (1, 4 ceil(rows / 4)).
     block   rows and columns that share a scale: (1, 128) or (128, 1) for activations and
             gradients, (128, 128) for weights
-    axis    the dimension that a matrix product sums over, 0 or 1 ("K"); FP8 tensor cores read
-            operands that are contiguous along it
+    axis    the dimension that a matrix product sums over, 0 for the rows' or 1 for the columns'
+            ("K"); FP8 tensor cores read operands that are contiguous along it
 
     Raises InputError for a wrong type, shape, dtype, block or axis, or tensors on two devices.
     Strides are for the ops to check.
@@ -41,20 +44,20 @@ class BlockScaled:
             tensor = getattr(self, name)
             if not isinstance(tensor, Tensor):
                 raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
-            if tensor.dim() != 2 or tensor.dtype != dtype:
+            if tensor.dim() not in (2, 3) or tensor.dtype != dtype:
                 raise InputError(
-                    f"{name} must be {dtype} with 2 dimensions, not {tensor.dtype} "
+                    f"{name} must be {dtype} with 2 or 3 dimensions, not {tensor.dtype} "
                     f"{list(tensor.shape)}"
                 )
         if self.block not in BLOCKS:
             raise InputError(f"block must be (1, 128), (128, 1) or (128, 128), not {self.block!r}")
         if type(self.axis) is not int or self.axis not in (0, 1):
             raise InputError(f"axis must be 0 or 1, not {self.axis!r}")
-        (rows, columns), (down, across) = self.data.shape, self.block
-        grid = ((rows + down - 1) // down, (columns + across - 1) // across)
-        if tuple(self.scale.shape) != grid:
+        (*stack, rows, columns), (down, across) = self.data.shape, self.block
+        grid = [*stack, (rows + down - 1) // down, (columns + across - 1) // across]
+        if list(self.scale.shape) != grid:
             raise InputError(
-                f"scale must be {list(grid)} for data {[rows, columns]} in blocks of {down} x "
+                f"scale must be {grid} for data {list(self.data.shape)} in blocks of {down} x "
                 f"{across}, not {list(self.scale.shape)}"
             )
         if self.scale.device != self.data.device:
@@ -69,21 +72,22 @@ class BlockScaled:
         return self.data.device
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values [rows, columns]: exact in float64, rounded once in float32. Any other type is
-        rounded from that: twice in all."""
+        """The values, of data's shape: exact in float64, rounded once in float32. Any other type
+        is rounded from that: twice in all."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scale = self.scale.to(wide)
         # By index: compiled for CPUs, repeat_interleave cut to a ragged width reads past its end
         # (torch 2.13).
-        for dimension, (length, extent) in enumerate(zip(self.shape, self.block, strict=True)):
+        for dimension, extent in zip((-2, -1), self.block, strict=True):
             if extent > 1:
-                tile = torch.arange(length, device=self.device) // extent
+                tile = torch.arange(self.shape[dimension], device=self.device) // extent
                 scale = scale.index_select(dimension, tile)
         return (self.data.to(wide) * scale).to(dtype)
 
     def t(self) -> BlockScaled:
-        """The transposed matrix, over the same memory: only a new label, no data moves."""
-        return unchecked(self.data.t(), self.scale.t(), self.block[::-1], 1 - self.axis)
+        """The transposed matrix (of a stack: each), over the same memory: only a new label, no data
+        moves."""
+        return unchecked(self.data.mT, self.scale.mT, self.block[::-1], 1 - self.axis)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As bytes: torch does not unpickle FP8 tensors outside torch.load.
@@ -91,9 +95,9 @@ class BlockScaled:
         return _from_bytes, (codes, self.data.dtype, self.scale, self.block, self.axis)
 
     def __repr__(self) -> str:
-        rows, columns = self.shape
+        shape = " x ".join(map(str, self.shape))
         return (
-            f"BlockScaled({rows} x {columns} {str(self.data.dtype).removeprefix('torch.')}, "
+            f"BlockScaled({shape} {str(self.data.dtype).removeprefix('torch.')}, "
             f"one scale for {self.block[0]} x {self.block[1]}, sums along axis {self.axis}, "
             f"{self.device})"
         )
