@@ -4,6 +4,7 @@
 #include "bindings.hpp"
 
 #include "emulator/bindings.hpp"
+#include "gemm/launchers.hpp"
 #include "quant/launchers.hpp"
 #include "runtime/driver.hpp"
 #include "runtime/error.hpp"
@@ -17,7 +18,9 @@ namespace {
 // Loads every kernel of this build on `device`.
 void load_kernels(int device) {
   const Stream stream = stream_of(device, 0);
-  for (const EntryPoint& kernel : quantiser_kernels()) load(stream, kernel);
+  for (const auto& family : {quantiser_kernels(), gemm_kernels()}) {
+    for (const EntryPoint& kernel : family) load(stream, kernel);
+  }
 }
 
 py::dict driver_report() {
@@ -55,5 +58,6 @@ PYBIND11_MODULE(_extension, module) {
   module.def("kernel_images", &images);
   module.def("load_kernels", &load_kernels);
   bind_quantisers(module);
+  bind_gemms(module);
   emulator::bind(module);
 }

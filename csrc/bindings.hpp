@@ -25,5 +25,6 @@ T* pointer(uintptr_t address) {
 
 // Each family's launchers, as functions of the module.
 void bind_quantisers(pybind11::module_& module);
+void bind_gemms(pybind11::module_& module);
 
 }  // namespace abyssal

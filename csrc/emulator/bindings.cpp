@@ -264,6 +264,7 @@ void bind(py::module_& extension) {
                         overlaps_previous};
       }));
   py::class_<Record>(module, "Record")
+      .def("kernel", [](const Record& record) { return record.program->kernel->name; })
       .def("instructions", &instructions)
       .def("warps", &warps)
       .def("copies", &copies);

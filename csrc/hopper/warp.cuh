@@ -19,6 +19,15 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
+// "Special registers: %tid", of a warpgroup: the same as threadIdx.x % 128, but read anew at each
+// call. What is computed from it then stays behind the call; from threadIdx.x, the compiler
+// computes it ahead of the loops around, where it would take registers from accumulators.
+__device__ __forceinline__ int thread_in_warpgroup() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread % 128;
+}
+
 // "setmaxnreg": gives registers of this warpgroup back to the block, or takes some, waiting until
 // there are enough. All warps of the warpgroup execute it. kRegisters in 24 .. 256, a multiple of
 // 8. The kernel needs __launch_bounds__ (or .maxnreg), or ptxas ignores it (C7508).

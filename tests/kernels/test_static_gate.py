@@ -34,7 +34,22 @@ class Budget:
 
 
 # 64 registers are 4 blocks of 256 threads on a multiprocessor: 128 KB of loads in flight.
+#
+# The GEMMs have 384 threads, one block on a multiprocessor: 168 registers each at the launch, which
+# setmaxnreg then divides anew. FFMA: one for each sum and block of K, and two of 1x128 scales would
+# show as FMUL.
 BUDGETS = {
+    "fp8_gemm": {
+        "fp8_gemm_256x128": Budget(168, {"FFMA": 128}),
+        "fp8_gemm_128x192": Budget(168, {"FFMA": 96}),
+        "fp8_gemm_128x128": Budget(168, {"FFMA": 64}),
+        "fp8_gemm_64x128": Budget(168, {"FFMA": 64}),
+        "fp8_gemm_64x64": Budget(168, {"FFMA": 32}),
+        "fp8_gemm_64x32": Budget(168, {"FFMA": 16}),
+        "fp8_gemm_256x128_rows": Budget(168, {"FFMA": 128, "FMUL": 128}),
+        "fp8_gemm_128x128_rows": Budget(168, {"FFMA": 64, "FMUL": 64}),
+        "fp8_gemm_64x64_rows": Budget(168, {"FFMA": 32, "FMUL": 32}),
+    },
     "quantize_1x128": {
         "quantize_1x128_bf16": Budget(64, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.64": 8}),
         "quantize_1x128_fp32": Budget(64, {"LDG.E.NA.128.CONSTANT": 8}),
@@ -125,6 +140,19 @@ def test_instructions(image, entry, disassembly):
     assert not local
     for opcode, expected in BUDGETS[image][entry].instructions.items():
         assert counts[opcode] == expected, counts
+
+
+@pytest.mark.parametrize(("image", "entry"), ENTRIES)
+def test_matrix_products(image, entry, disassembly):
+    """Every wgmma of the PTX is one instruction, and waits only where the source says so."""
+    body = re.split(rf"\.entry\s+{entry}\b", IMAGES[image]["ptx"])[1].split(".entry")[0]
+    counts = disassembly[image, entry]
+
+    def in_sass(prefix):
+        return sum(n for opcode, n in counts.items() if opcode.startswith(prefix))
+
+    assert in_sass(("QGMMA", "HGMMA", "IGMMA")) == len(re.findall(r"wgmma\.mma_async", body))
+    assert in_sass("WARPGROUP.DEPBAR") == len(re.findall(r"wgmma\.wait_group", body))
 
 
 @pytest.mark.parametrize("image", BUDGETS)

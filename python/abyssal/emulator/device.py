@@ -86,6 +86,10 @@ class TensorMap:
     encoded: bytes = field(repr=False)
 
 
+# Ops launch on device 0.
+_indices = itertools.count(1)
+
+
 class Device:
     """A Hopper GPU, emulated.
 
@@ -133,17 +137,18 @@ class Device:
     def for_ops(self) -> Iterator[None]:
         """Inside of the block, `abyssal.backend("emulator")` runs ops as this device would.
 
-        For all threads, with this device's options.
+        For all threads, with this device's options. Ops within a block of `concurrent` besides leave
+        their counts in `counters`.
         """
-        global _ops_options
-        before, _ops_options = _ops_options, self._options
+        global _ops_device
+        before, _ops_device = _ops_device, self
         extension = runtime.extension().emulator
         try:
             extension.set_driver_options(extension.Options(*self._options))
             yield
         finally:
-            _ops_options = before
-            extension.set_driver_options(extension.Options(*before))
+            _ops_device = before
+            extension.set_driver_options(extension.Options(*before._options))
 
     def load_ptx(self, text: str) -> Module:
         """Reads PTX. Raises EmulatorError, with the line, for what is not PTX for sm_90a."""
@@ -350,7 +355,7 @@ def concurrent() -> Iterator[None]:
     options = None
     try:
         yield
-        options = group.options or _ops_options
+        options = group.options or _ops_device._options
     finally:
         _group.reset(token)
         # What fails inside of the block runs nothing.
@@ -393,9 +398,7 @@ class Cluster:
         return len(self.devices)
 
 
-_ops_options: _Options = (132, "late", 0, True, False)
-# Ops launch on device 0.
-_indices = itertools.count(1)
+_ops_device = Device()
 _group: ContextVar[_Group | None] = ContextVar("group", default=None)
 
 
@@ -403,7 +406,9 @@ def _finish(result: tuple[str, list[Any]], launches: Sequence[tuple[Module, str]
     """Hands out what a run has told of each launch."""
     printed, records = result
     for launch, record in zip(launches, records, strict=True):
-        if launch is not None:
+        if launch is None:
+            _ops_device.counters = Counters(record.kernel(), record)
+        else:
             module, name = launch
             module.counters = module.device.counters = Counters(name, record)
     if printed:

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from abyssal.ops.backend import backend
 from abyssal.ops.block_scaled import BlockScaled
+from abyssal.ops.gemm import fp8_gemm, fp8_grouped_gemm, fp8_grouped_gemm_masked, fp8_wgrad
 from abyssal.ops.quantize import quantize_1x128
 from abyssal.ops.warmup import warmup
 
-__all__ = ["BlockScaled", "backend", "quantize_1x128", "warmup"]
+__all__ = [
+    "BlockScaled",
+    "backend",
+    "fp8_gemm",
+    "fp8_grouped_gemm",
+    "fp8_grouped_gemm_masked",
+    "fp8_wgrad",
+    "quantize_1x128",
+    "warmup",
+]
