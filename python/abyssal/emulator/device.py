@@ -137,8 +137,8 @@ class Device:
     def for_ops(self) -> Iterator[None]:
         """Inside of the block, `abyssal.backend("emulator")` runs ops as this device would.
 
-        For all threads, with this device's options. Ops within a block of `concurrent` besides leave
-        their counts in `counters`.
+        For all threads, with this device's options. Of ops within a block of `concurrent`, too,
+        `counters` tells the last one's counts.
         """
         global _ops_device
         before, _ops_device = _ops_device, self

@@ -74,8 +74,8 @@ def fp8_grouped_gemm(
         a: [M, K] in blocks of 1x128, M being room for the rows of all groups.
         b: a stack [G, N, K] in blocks of 128x128 or 1x128.
         offsets: int32 [G + 1], not decreasing, 0 <= offsets[g] <= M. What is beyond M is cut off.
-        out_dtype, out, beta: as of `fp8_gemm`; D is [M, N]. Rows of no group are not written: without
-            `out`, their values are undefined.
+        out_dtype, out, beta: as of `fp8_gemm`; D is [M, N]. Rows of no group are not written:
+            without `out`, their values are undefined.
 
     Returns:
         D [M, N].
@@ -145,7 +145,7 @@ def fp8_wgrad(
     + g). The groups are ranges of one matrix, so its description to TMA never changes.
 
     Args:
-        dy_t: [N, T'] in blocks of 1x128. N is a multiple of 1.
+        dy_t: [N, T'] in blocks of 1x128.
         x_t: [K, T'] in blocks of 1x128. K is a multiple of 8, T' of 128.
         offsets: int32 [G + 1], the tokens of each group before padding; None: one group.
         out_dtype, out, beta: as of `fp8_gemm`; D is [N, K], or [G, N, K] with offsets. A group
@@ -233,15 +233,9 @@ def _check_layout(name: str, tensor: Tensor, inner: int) -> None:
     bytes_ = tensor.element_size()
     if not contiguous or any(tensor.stride(dim) * bytes_ % _ALIGNMENT for dim in others):
         raise InputError(
-            f"{name} must be contiguous along dimension {inner} and have strides that are multiples "
-            f"of 16 bytes elsewhere; it is {list(tensor.shape)} with strides {tensor.stride()}"
+            f"{name} must be contiguous along dimension {inner} and have strides of multiples of "
+            f"16 bytes elsewhere; it is {list(tensor.shape)} with strides {tensor.stride()}"
         )
-    if not _is_fake(tensor) and tensor.data_ptr() % _ALIGNMENT:
-        raise InputError(f"{name} must begin at a multiple of 16 bytes, as fresh tensors do")
-
-
-def _is_fake(tensor: Tensor) -> bool:
-    return torch.compiler.is_compiling() or isinstance(tensor, torch._subclasses.FakeTensor)
 
 
 def _check_pair(a: BlockScaled, b: BlockScaled, name_a: str = "a", name_b: str = "b") -> None:
@@ -274,7 +268,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], a: BlockScaled) -> None:
         raise InputError(f"out must be a tensor, not {type(out).__name__}")
     if tuple(out.shape) != shape or out.dtype not in _OUT_DTYPES:
         raise InputError(
-            f"out must be {list(shape)} of bfloat16 or float32, not {list(out.shape)} of {out.dtype}"
+            f"out must be bfloat16 or float32 {list(shape)}, not {out.dtype} {list(out.shape)}"
         )
     if out.device != a.device:
         raise InputError(f"out is on {out.device} and the operands on {a.device}")
@@ -313,10 +307,23 @@ def _into(
     beta: int,
     backend: str,
 ) -> None:
+    # A compiled graph may have laid out anew what was checked before.
+    _check_memory("a.data", a, inner=-1)
+    _check_memory("a.scale", scale_a, inner=-2)
+    _check_memory("b.data", b, inner=-1)
+    if not square:
+        _check_memory("b.scale", scale_b, inner=-2)
+    _check_memory("out", out, inner=-1)
     if backend == "reference":
         _reference(a, scale_a, b, scale_b, offsets, out, kind, square, beta)
     else:
         launch(a, scale_a, b, scale_b, offsets, out, kind, square, beta, backend)
+
+
+def _check_memory(name: str, tensor: Tensor, inner: int) -> None:
+    _check_layout(name, tensor, inner)
+    if tensor.data_ptr() % _ALIGNMENT:
+        raise InputError(f"{name} must begin at a multiple of 16 bytes, as fresh tensors do")
 
 
 def _reference(
@@ -359,7 +366,7 @@ def launch(
     backend: str,
     choice: tuple[Any, ...] | None = None,
 ) -> None:
-    """Queue the kernel; of `choice` (a "choice" of `explain`'s rows), or of the best for the shape."""
+    """Queue the kernel of `choice` (of `_extension.rank_gemm_choices`), or the shape's best."""
     tensors = (a, scale_a, b, scale_b, out) + (() if offsets is None else (offsets,))
     target = launch_target(backend, *tensors)
     if out.numel() == 0:

@@ -20,7 +20,9 @@ def define(schema: str, implementation: Callable[..., Any], *, fake: Callable[..
     `fake` gives outputs of the right shapes, types and strides, for tensors without data.
     """
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Compiled graphs must not lay out operands anew: scales have gaps that TMA needs.
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    _LIBRARY.define(schema, tags=tags)
     for device in ("CPU", "CUDA"):
         _LIBRARY.impl(name, implementation, device)
     torch.library.register_fake(f"abyssal::{name}", fake, lib=_LIBRARY)

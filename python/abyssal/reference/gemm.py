@@ -17,6 +17,7 @@ blocks of K and sums of its own; these are added in FP32, in the order of the ru
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -77,7 +78,7 @@ def grouped_gemm(
     a [M, K], b [G, N, K] as in `gemm`, out [M, N]; offsets are cut to 0 .. M, and other rows left.
     """
     ends = offsets.clamp(0, a.shape[0]).tolist()
-    for group, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for group, (begin, end) in enumerate(itertools.pairwise(ends)):
         if begin < end:
             rows = slice(begin, end)
             out[rows] = gemm(
@@ -134,7 +135,7 @@ def wgrad(
     """
     ends = offsets.tolist()
     parts = []
-    for group, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for group, (begin, end) in enumerate(itertools.pairwise(ends)):
         first = begin // TILE + group
         blocks = slice(first, first + math.ceil((end - begin) / TILE))
         tokens = slice(TILE * blocks.start, TILE * blocks.stop)
@@ -145,9 +146,9 @@ def wgrad(
 
 
 def partial_sums(a: Tensor, b: Tensor) -> Tensor:
-    """As Hopper's tensor cores add up: FP32 [M, N] of E4M3 a [M, K] and b [N, K], K a multiple of 32.
+    """A B^T [M, N] as Hopper's tensor cores add up: a chain of instructions of K = 32, from 0.
 
-    A chain of instructions of K = 32 each, from 0.
+    a [M, K] and b [N, K] are E4M3, K is a multiple of 32; the sums are FP32.
     """
     sums = torch.zeros(a.shape[0], b.shape[0], device=a.device)
     rows = max(1, _MOST_PRODUCTS // (b.shape[0] * _STEP))
@@ -161,8 +162,8 @@ def partial_sums(a: Tensor, b: Tensor) -> Tensor:
 def fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """FP32 x * y + z, rounded once.
 
-    In FP64 the product is exact. Its sum with z is rounded to odd (an inexact result gets a last bit
-    of 1), from which rounding to FP32 is as if it were the only one (Boldo and Melquiond 2008).
+    In FP64 the product is exact. Its sum with z is rounded to odd (an inexact result gets a last
+    bit of 1), from which rounding to FP32 is as if it were the only one (Boldo, Melquiond 2008).
     """
     product, z = x.double() * y.double(), z.double()
     total = product + z
