@@ -13,6 +13,7 @@ constexpr double kProductsPerCycle = 4096;
 constexpr double kSharedBytesPerCycle = 128;
 constexpr double kL2BytesPerCycle = 46.6;      // the multiprocessor's share
 constexpr double kMemoryBytesPerCycle = 2500;  // of all
+constexpr double kTrafficWeight = 0.03;        // of equal times, the less fetched: it costs power
 constexpr double kWaveOverhead = 110;          // waiting for WGMMA, barriers, scales
 constexpr double kTileOverhead = 1500;         // filling the pipeline, the epilogue's latencies
 constexpr double kStoreBytesPerCycle = 64;     // of d
@@ -102,7 +103,8 @@ Cost estimate(const Shape& shape, const Variant& variant, Share share, int split
   const double blocks_of_tile = shape.groups_are == Groups::depth
                                     ? static_cast<double>(k_blocks) / shape.groups
                                     : static_cast<double>(ceil_divide(k_blocks, split_k));
-  const double block = std::max({cost.tensor, cost.promotion, cost.shared, cost.l2});
+  const double block =
+      std::max({cost.tensor, cost.promotion, cost.shared, cost.l2}) + kTrafficWeight * cost.l2;
   cost.hbm = bytes_in_memory(shape) / kMemoryBytesPerCycle;
   cost.cycles = std::max(cost.tiles_in_turn * (blocks_of_tile * block + cost.epilogue), cost.hbm);
   return cost;

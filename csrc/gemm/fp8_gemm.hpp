@@ -14,7 +14,8 @@ inline constexpr int kThreads = 384;
 //
 //   256x128   most products: the least traffic for each product
 //   128x192   where N has 192s and M has few 256s
-//   128x128   what remains of large ones, and M up to 128
+//   128x128   what remains of large ones
+//   128x64    M up to 128: b is the traffic, and every multiprocessor should have some of it
 //   64xN      few rows: narrow tiles so that every multiprocessor has one, and K may be divided
 //
 // `row` (1x128 blocks) promotes with twice the operations, and is for weight gradients. Stages fill
@@ -23,6 +24,7 @@ inline constexpr int kThreads = 384;
   X(fp8_gemm_256x128, 256, 128, 3, square)   \
   X(fp8_gemm_128x192, 128, 192, 4, square)   \
   X(fp8_gemm_128x128, 128, 128, 5, square)   \
+  X(fp8_gemm_128x64, 128, 64, 8, square)     \
   X(fp8_gemm_64x128, 64, 128, 7, square)     \
   X(fp8_gemm_64x64, 64, 64, 10, square)      \
   X(fp8_gemm_64x32, 64, 32, 12, square)      \

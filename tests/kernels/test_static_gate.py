@@ -43,6 +43,7 @@ BUDGETS = {
         "fp8_gemm_256x128": Budget(168, {"FFMA": 128}),
         "fp8_gemm_128x192": Budget(168, {"FFMA": 96}),
         "fp8_gemm_128x128": Budget(168, {"FFMA": 64}),
+        "fp8_gemm_128x64": Budget(168, {"FFMA": 32}),
         "fp8_gemm_64x128": Budget(168, {"FFMA": 64}),
         "fp8_gemm_64x64": Budget(168, {"FFMA": 32}),
         "fp8_gemm_64x32": Budget(168, {"FFMA": 16}),

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "continue a prompt, or fill a hole, with a trained checkpoint",
     "export": "write a checkpoint in the Hugging Face layout, in FP8, BF16 or FP32",
     "info": "parameters, FLOPs, cache and memory of a model",
+    "bench": "kernel benchmarks, and why a GEMM runs as it does",
     "env": "what this installation and machine can do",
 }
 
