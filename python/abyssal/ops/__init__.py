@@ -9,6 +9,16 @@ from __future__ import annotations
 from abyssal.ops.backend import backend
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.quantize import quantize_1x128
+from abyssal.ops.quantize_transposed import quantize_1x128_both, retile_128x1
+from abyssal.ops.quantize_weight import quantize_128x128
 from abyssal.ops.warmup import warmup
 
-__all__ = ["BlockScaled", "backend", "quantize_1x128", "warmup"]
+__all__ = [
+    "BlockScaled",
+    "backend",
+    "quantize_1x128",
+    "quantize_1x128_both",
+    "quantize_128x128",
+    "retile_128x1",
+    "warmup",
+]
