@@ -8,6 +8,9 @@ std::vector<EntryPoint> quantiser_kernels() {
     all.insert(all.end(), std::begin(kernels), std::end(kernels));
   };
   add(quantize_1x128::kKernels);
+  add(quantize_1x128_both::kKernels);
+  add(quantize_128x128::kKernels);
+  add(retile_128x1::kKernels);
   return all;
 }
 

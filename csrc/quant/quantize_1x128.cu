@@ -35,25 +35,6 @@ using quant::kTile;
 
 constexpr int kValuesPerThread = kTile / kThreadsPerTile;
 
-// Stores the codes of a piece, 8 (BF16) or 4 (FP32) bytes, as far as they are inside.
-template <int kCodes, bool kAligned>
-__device__ void store_codes(uint8_t* row, int column, int columns,
-                            const uint32_t (&codes)[kCodes / 4]) {
-  if constexpr (kAligned) {
-    if (column >= columns) return;
-    if constexpr (kCodes == 8) {
-      *reinterpret_cast<uint2*>(row + column) = make_uint2(codes[0], codes[1]);
-    } else {
-      *reinterpret_cast<uint32_t*>(row + column) = codes[0];
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCodes; ++i) {
-      if (column + i < columns) row[column + i] = codes[i / 4] >> (8 * (i % 4));
-    }
-  }
-}
-
 template <typename Value, bool kAligned>
 __device__ void quantize(const Quantize1x128Params& params) {
   using Tile = quant::Piece<Value>;
@@ -114,7 +95,7 @@ __device__ void quantize(const Quantize1x128Params& params) {
         codes[i / 4] = scale.encode(Value::widen(bits[i]), Value::widen(bits[i + 1]),
                                     Value::widen(bits[i + 2]), Value::widen(bits[i + 3]));
       }
-      store_codes<Tile::kValues, kAligned>(codes_row, column_of(tile, piece), columns, codes);
+      quant::store_codes<kAligned>(codes_row, column_of(tile, piece), columns, codes);
     }
     if (lane == 0 and (first_tile + tile) * kTile < columns) {
       params.scale[(first_tile + tile) * params.scale_pitch + row] = scale.stored();

@@ -1,15 +1,18 @@
-// What the quantising kernels share: values of BF16 and FP32, and a tile's scale and codes.
+// What the quantising kernels share: pieces of rows, and a tile's scale and codes.
 //
 // Every operation is rounded as IEEE 754 says, in the order of abyssal.reference.quantize, so that
 // results equal it bit for bit.
 #pragma once
 
+#include "hopper/compiler.cuh"
 #include "hopper/fp8.cuh"
 #include "hopper/math.cuh"
 #include "hopper/memory.cuh"
 #include "quant/tile.hpp"
 
 namespace abyssal::quant {
+
+inline constexpr float kNan = __builtin_nanf("");  // 0x7FC00000
 
 struct Bf16 {
   using Bits = uint16_t;
@@ -21,6 +24,10 @@ struct Fp32 {
   static __device__ float widen(Bits bits) { return __uint_as_float(bits); }
 };
 
+struct E4m3 {
+  using Bits = uint8_t;
+};
+
 // 16 bytes of values.
 template <typename Value>
 union Piece {
@@ -28,6 +35,14 @@ union Piece {
   uint4 words;
   typename Value::Bits bits[kValues];
 };
+
+// As hopper::unlearn. nvcc 13.0 otherwise keeps the FP32 values of a thread from their first use to
+// their last, twice the registers of BF16 pieces, and spills.
+template <typename Value, int kCount>
+__device__ void unlearn(Piece<Value> (&pieces)[kCount]) {
+#pragma unroll
+  for (Piece<Value>& piece : pieces) hopper::unlearn(piece.words);
+}
 
 // The values from `column` on of a row that has `columns`; 0 beyond. If kAligned, a piece is
 // 16-byte aligned and either inside or outside.
@@ -46,21 +61,52 @@ __device__ Piece<Value> load_piece(const typename Value::Bits* row, int column, 
   return piece;
 }
 
+// Stores the codes of a piece, 16, 8 or 4 bytes, as far as they are inside. If kAligned, they are
+// aligned to their size, and either inside or outside.
+template <bool kAligned, int kWords>
+__device__ void store_codes(uint8_t* row, int column, int columns,
+                            const uint32_t (&codes)[kWords]) {
+  if constexpr (kAligned) {
+    if (column >= columns) return;
+    if constexpr (kWords == 4) {
+      *reinterpret_cast<uint4*>(row + column) = make_uint4(codes[0], codes[1], codes[2], codes[3]);
+    } else if constexpr (kWords == 2) {
+      *reinterpret_cast<uint2*>(row + column) = make_uint2(codes[0], codes[1]);
+    } else {
+      static_assert(kWords == 1, "codes of 4, 8 or 16 values");
+      *reinterpret_cast<uint32_t*>(row + column) = codes[0];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * kWords; ++i) {
+      if (column + i < columns) row[column + i] = codes[i / 4] >> (8 * (i % 4));
+    }
+  }
+}
+
+// The smallest power of two that is not below a positive, normal number: adding the largest
+// fraction carries into the exponent unless the fraction was 0.
+__device__ inline float round_up_to_power_of_two(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x7FFFFF) & 0x7F800000);
+}
+
 // The scale of a tile with this amax (NaN if the tile holds one), and its codes.
 class TileScale {
  public:
   __device__ TileScale(float amax, float amax_floor, bool pow2)
       : finite_(amax < __uint_as_float(0x7F800000)) {
     scale_ = __fdiv_rn(fmaxf(amax, amax_floor), hopper::kE4m3Max);
-    if (pow2) {  // adding the largest fraction carries into the exponent unless it was 0
-      scale_ = __uint_as_float((__float_as_uint(scale_) + 0x7FFFFF) & 0x7F800000);
-    }
+    if (pow2) scale_ = round_up_to_power_of_two(scale_);
     if (amax == 0) scale_ = 1.0f;
     inverse_ = __frcp_rn(scale_);
   }
 
   // What is written beside the codes: NaN for a tile that holds Inf or NaN.
-  __device__ float stored() const { return finite_ ? scale_ : __uint_as_float(0x7FC00000); }
+  __device__ float stored() const { return finite_ ? scale_ : kNan; }
+
+  // What to multiply values by before they are converted to codes: NaN for such a tile, which makes
+  // all its codes NaN. For threads that encode values of a tile whose scale another computed.
+  __device__ float inverse() const { return finite_ ? inverse_ : kNan; }
 
   // The codes of four values of the tile, the first in the lowest byte.
   __device__ uint32_t encode(float first, float second, float third, float fourth) const {

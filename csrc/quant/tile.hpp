@@ -5,4 +5,7 @@ namespace abyssal::quant {
 
 inline constexpr int kTile = 128;  // values that share a scale, along each tiled dimension
 
+// Threads of a block that holds a 128x128 square of values of this size: 8 rows x 16 bytes each.
+constexpr int square_threads(int value_bytes) { return kTile / 8 * (kTile * value_bytes / 16); }
+
 }  // namespace abyssal::quant

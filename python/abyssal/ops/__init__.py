@@ -10,6 +10,8 @@ from abyssal.ops.backend import backend
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.gemm import fp8_gemm, fp8_grouped_gemm, fp8_grouped_gemm_masked, fp8_wgrad
 from abyssal.ops.quantize import quantize_1x128
+from abyssal.ops.quantize_transposed import quantize_1x128_both, retile_128x1
+from abyssal.ops.quantize_weight import quantize_128x128
 from abyssal.ops.warmup import warmup
 
 __all__ = [
@@ -20,5 +22,8 @@ __all__ = [
     "fp8_grouped_gemm_masked",
     "fp8_wgrad",
     "quantize_1x128",
+    "quantize_1x128_both",
+    "quantize_128x128",
+    "retile_128x1",
     "warmup",
 ]

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from abyssal import runtime
-from abyssal.errors import InputError
 from abyssal.ops.backend import choose_backend, launch_target
 from abyssal.ops.block_scaled import BlockScaled, unchecked
+from abyssal.ops.quantiser_checks import (
+    check_block_scaled,
+    check_layout,
+    check_options,
+    check_x,
+)
 from abyssal.ops.registration import define
 from abyssal.reference import quantize as reference
 from abyssal.reference.quantize import AMAX_FLOOR, TILE
 
 BLOCK_1X128 = (1, TILE)
-# Beyond, an index of a row or column would not fit the kernel's 32 bits.
-_MOST_ROWS = 2**31 - 1
-_MOST_COLUMNS = 2**30
 
 
 def quantize_1x128(
@@ -48,8 +50,8 @@ def quantize_1x128(
     Raises:
         InputError: a wrong shape, type, layout or device.
     """
-    _check_x(x)
-    _check_options(pow2, amax_floor)
+    check_x(x)
+    check_options(pow2, amax_floor)
     backend = choose_backend(x)
     if out is None:
         data, scale = torch.ops.abyssal.quantize_1x128(x.detach(), pow2, amax_floor, backend)
@@ -64,56 +66,11 @@ def scale_strides_1x128(rows: int) -> tuple[int, int]:
     return 1, math.ceil(rows / 4) * 4
 
 
-def _check_x(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"x must be a tensor, not {type(x).__name__}")
-    if x.dim() != 2 or x.shape[0] > _MOST_ROWS or not 1 <= x.shape[1] <= _MOST_COLUMNS:
-        raise InputError(
-            f"x must be [M, K] with M below 2**31 and K from 1 to 2**30, not {list(x.shape)}"
-        )
-    if x.dtype not in (torch.bfloat16, torch.float32):
-        raise InputError(f"x must be bfloat16 or float32, not {x.dtype}")
-    if x.stride(1) != 1 and x.shape[1] > 1:
-        raise InputError(
-            f"x must be contiguous along its last dimension, and its strides are {x.stride()}"
-        )
-
-
-def _check_options(pow2: bool, amax_floor: float) -> None:
-    if not isinstance(pow2, bool):
-        raise InputError(f"pow2 must be True or False, not {pow2!r}")
-    if not isinstance(amax_floor, (int, float)) or isinstance(amax_floor, bool):
-        raise InputError(f"amax_floor must be a number, not {amax_floor!r}")
-    if not AMAX_FLOOR <= amax_floor <= torch.finfo(torch.float32).max:
-        raise InputError(
-            f"amax_floor must be a finite number of at least 448 * 2**-126, not {amax_floor}"
-        )
-
-
 def _check_out(out: BlockScaled, x: Tensor) -> None:
-    if not isinstance(out, BlockScaled):
-        raise InputError(f"out must be a BlockScaled, not {type(out).__name__}")
     rows, columns = x.shape
-    wanted = {
-        "data": ((rows, columns), (columns, 1), torch.float8_e4m3fn),
-        "scale": (_scale_shape(x), scale_strides_1x128(rows), torch.float32),
-    }
-    if out.block != BLOCK_1X128 or out.axis != 1:
-        raise InputError(f"out must have block (1, 128) and axis 1, and is {out}")
-    for name, (shape, strides, dtype) in wanted.items():
-        tensor: Tensor = getattr(out, name)
-        given = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        # Strides of dimensions with one entry say nothing.
-        same_layout = all(
-            extent <= 1 or a == b for extent, a, b in zip(shape, given[1], strides, strict=False)
-        )
-        if given[0] != shape or not same_layout or given[2] != dtype:
-            raise InputError(
-                f"out.{name} must be {dtype} {list(shape)} with strides {strides}, not "
-                f"{given[2]} {list(given[0])} with strides {given[1]}"
-            )
-        if tensor.device != x.device:
-            raise InputError(f"out.{name} is on {tensor.device} and x on {x.device}")
+    check_block_scaled("out", out, BLOCK_1X128, x.device)
+    check_layout("out.data", out.data, (rows, columns))
+    check_layout("out.scale", out.scale, _scale_shape(x), scale_strides_1x128(rows))
 
 
 def _scale_shape(x: Tensor) -> tuple[int, int]:
