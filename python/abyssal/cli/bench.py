@@ -12,9 +12,9 @@ from typing import NoReturn
 from abyssal.errors import InputError
 
 DESCRIPTION = """\
-`abyssal bench gemm --explain M N K` lists the kernels that could compute D [M, N] = A [M, K] B [N, K]^T
-in FP8 with the time that a model gives each; the first one runs. Cycles are of one multiprocessor, as
-modelled, not measured.
+`abyssal bench gemm --explain M N K` lists the kernels that could compute the FP8 product
+D [M, N] = A [M, K] B [N, K]^T, with the time that a model gives each; the first one runs. Cycles are
+of one multiprocessor, as modelled, not measured.
 
 `abyssal bench [OP ...]` runs the kernel benchmarks on this machine's GPU, in a source checkout: all
 further options are those of `python -m benchmarks`."""
@@ -107,8 +107,8 @@ def explain(options: argparse.Namespace) -> str:
     for x in shown:
         lines.append(
             f"{x.kernel:<24}{x.share:>6}{x.split_k:>6}{x.tiles:>8}{x.tiles_in_turn:>8} |"
-            f"{x.tensor:>8.0f}{x.promotion:>8.0f}{x.shared:>8.0f}{x.l2:>8.0f} |{x.epilogue:>9.0f} |"
-            f"{x.cycles / CLOCK_GHZ / 1e3:>9.1f}  {x.bound}"
+            f"{x.tensor:>8.0f}{x.promotion:>8.0f}{x.shared:>8.0f}{x.l2:>8.0f} |"
+            f"{x.epilogue:>9.0f} |{x.cycles / CLOCK_GHZ / 1e3:>9.1f}  {x.bound}"
         )
     if len(shown) < len(candidates):
         lines.append(f"... and {len(candidates) - len(shown)} more (--all)")

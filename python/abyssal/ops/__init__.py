@@ -9,6 +9,7 @@ from __future__ import annotations
 from abyssal.ops.backend import backend
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.gemm import fp8_gemm, fp8_grouped_gemm, fp8_grouped_gemm_masked, fp8_wgrad
+from abyssal.ops.linear import fp8_linear
 from abyssal.ops.quantize import quantize_1x128
 from abyssal.ops.quantize_transposed import quantize_1x128_both, retile_128x1
 from abyssal.ops.quantize_weight import quantize_128x128
@@ -20,6 +21,7 @@ __all__ = [
     "fp8_gemm",
     "fp8_grouped_gemm",
     "fp8_grouped_gemm_masked",
+    "fp8_linear",
     "fp8_wgrad",
     "quantize_1x128",
     "quantize_1x128_both",
