@@ -13,8 +13,8 @@ from abyssal.errors import InputError
 
 DESCRIPTION = """\
 `abyssal bench gemm --explain M N K` lists the kernels that could compute the FP8 product
-D [M, N] = A [M, K] B [N, K]^T, with the time that a model gives each; the first one runs. Cycles are
-of one multiprocessor, as modelled, not measured.
+D [M, N] = A [M, K] B [N, K]^T, with the time that a model gives each; the first one runs. Cycles
+are of one multiprocessor, as modelled, not measured.
 
 `abyssal bench [OP ...]` runs the kernel benchmarks on this machine's GPU, in a source checkout: all
 further options are those of `python -m benchmarks`."""
@@ -98,8 +98,8 @@ def explain(options: argparse.Namespace) -> str:
     )
     lines = [
         f"D [{m}, {n}] = A [{m}, {k}] B [{n}, {k}]^T on {options.multiprocessors} multiprocessors",
-        "modelled cycles: of a block of 128 of K (tensor to L2), of a tile (epilogue); microseconds "
-        f"at {CLOCK_GHZ} GHz",
+        "modelled cycles: of a block of 128 of K (tensor to L2), of a tile (epilogue)",
+        f"us: modelled, at {CLOCK_GHZ} GHz",
         "",
         head,
         "-" * len(head),
