@@ -32,24 +32,47 @@ gemm::Choice choice_of(const ChoiceOfPython& wanted) {
   throw DeviceError("there is no kernel " + std::get<0>(wanted));
 }
 
+gemm::Product product_of(const Description& a, const Description& scale_a, const Description& b,
+                         const Description& scale_b, const Description& d, bool square_scales,
+                         bool d_is_fp32, bool accumulate, Groups groups_are, int32_t groups,
+                         uintptr_t offsets) {
+  return {.a = matrices(a),
+          .scale_a = matrices(scale_a),
+          .b = matrices(b),
+          .scale_b = matrices(scale_b),
+          .d = matrices(d),
+          .square_scales = square_scales,
+          .d_is_fp32 = d_is_fp32,
+          .accumulate = accumulate,
+          .groups_are = groups_are,
+          .groups = groups,
+          .offsets = pointer<const int32_t>(offsets)};
+}
+
 void fp8_gemm(int device, uintptr_t stream, const Description& a, const Description& scale_a,
               const Description& b, const Description& scale_b, const Description& d,
               bool square_scales, bool d_is_fp32, bool accumulate, Groups groups_are,
               int32_t groups, uintptr_t offsets, const std::optional<ChoiceOfPython>& choice) {
-  const gemm::Product product = {.a = matrices(a),
-                                 .scale_a = matrices(scale_a),
-                                 .b = matrices(b),
-                                 .scale_b = matrices(scale_b),
-                                 .d = matrices(d),
-                                 .square_scales = square_scales,
-                                 .d_is_fp32 = d_is_fp32,
-                                 .accumulate = accumulate,
-                                 .groups_are = groups_are,
-                                 .groups = groups,
-                                 .offsets = pointer<const int32_t>(offsets)};
+  const gemm::Product product = product_of(a, scale_a, b, scale_b, d, square_scales, d_is_fp32,
+                                           accumulate, groups_are, groups, offsets);
   gemm::Choice chosen;
   if (choice) chosen = choice_of(*choice);
   gemm::launch(stream_of(device, stream), product, choice ? &chosen : nullptr);
+}
+
+// (kernel, blocks, threads of a block, blocks of a cluster, bytes of shared memory, parameters):
+// for who launches the PTX on the emulator.
+py::tuple prepare_fp8_gemm(const Description& a, const Description& scale_a, const Description& b,
+                           const Description& scale_b, const Description& d, bool square_scales,
+                           bool d_is_fp32, bool accumulate, Groups groups_are, int32_t groups,
+                           uintptr_t offsets, const ChoiceOfPython& choice) {
+  const gemm::Product product = product_of(a, scale_a, b, scale_b, d, square_scales, d_is_fp32,
+                                           accumulate, groups_are, groups, offsets);
+  const gemm::Choice chosen = choice_of(choice);
+  const gemm::Prepared x = gemm::prepare(stream_of(kEmulated, 0), product, &chosen);
+  return py::make_tuple(x.kernel->name, x.grid.blocks, x.grid.threads_per_block,
+                        x.grid.blocks_per_cluster, x.grid.shared_bytes,
+                        py::bytes(reinterpret_cast<const char*>(&x.params), sizeof(x.params)));
 }
 
 // The candidates for a shape, the best first, as dictionaries of what the model says.
@@ -92,6 +115,7 @@ void bind_gemms(py::module_& module) {
       .value("a", Share::a)
       .value("b", Share::b);
   module.def("fp8_gemm", &fp8_gemm);
+  module.def("prepare_fp8_gemm", &prepare_fp8_gemm);
   module.def("rank_gemm_choices", &rank_gemm_choices);
 }
 

@@ -127,25 +127,29 @@ Shape shape_of(const Product& x, int32_t multiprocessors) {
           .multiprocessors = multiprocessors};
 }
 
-void launch(const Stream& stream, const Product& x, const Choice* choice) {
+Prepared prepare(const Stream& stream, const Product& x, const Choice* choice) {
   Choice best;
   if (choice == nullptr) {
     best = rank_choices(shape_of(x, count_multiprocessors(stream))).front().choice;
     choice = &best;
   }
-  const Params params = make_params(stream.driver, x, *choice);
+  const int blocks_per_cluster = choice->share == Share::none ? choice->split_k : 2;
+  return {.kernel = &choice->variant->kernel,
+          .grid = {.blocks = static_cast<unsigned int>(choice->blocks),
+                   .threads_per_block = kThreads,
+                   .shared_bytes = choice->variant->shared_bytes,
+                   .blocks_per_cluster = static_cast<unsigned int>(blocks_per_cluster),
+                   .overlaps_previous = true},
+          .params = make_params(stream.driver, x, *choice)};
+}
+
+void launch(const Stream& stream, const Product& x, const Choice* choice) {
+  const Prepared prepared = prepare(stream, x, choice);
   const size_t offsets = x.groups_are == Groups::none     ? 0
                          : x.groups_are == Groups::masked ? x.groups
                                                           : x.groups + 1;
   const size_t d_bytes = bytes_of(x.d, x.d_is_fp32 ? 4 : 2);
-  abyssal::launch(stream, choice->variant->kernel,
-                  {.blocks = static_cast<unsigned int>(choice->blocks),
-                   .threads_per_block = kThreads,
-                   .shared_bytes = choice->variant->shared_bytes,
-                   .blocks_per_cluster = static_cast<unsigned int>(
-                       choice->share == Share::none ? choice->split_k : 2),
-                   .overlaps_previous = true},
-                  params,
+  abyssal::launch(stream, *prepared.kernel, prepared.grid, prepared.params,
                   {{x.a.values, bytes_of(x.a, 1), Buffer::Role::in},
                    {x.b.values, bytes_of(x.b, 1), Buffer::Role::in},
                    {x.scale_a.values, bytes_of(x.scale_a, sizeof(float)), Buffer::Role::in},

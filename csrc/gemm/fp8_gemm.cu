@@ -218,7 +218,7 @@ __device__ void initialise(typename Plan::Shared& shared, const Params& params) 
     }
     hopper::fence_mbarrier_init();
   }
-  hopper::cluster_sync();
+  hopper::cluster_meet();
 }
 
 template <typename Plan>
@@ -235,8 +235,8 @@ __device__ void multiply_matrices(const Params& params) {
       Producer<Plan>(shared, params).run();
       hopper::launch_dependents();
     }
-    if (divides_k) hopper::cluster_sync();
-    hopper::cluster_sync();
+    if (divides_k) hopper::cluster_meet();
+    hopper::cluster_meet();
   } else {
     hopper::acquire_registers<232>();
     Consumer<Plan> consumer(shared, params, warpgroup);
@@ -245,7 +245,7 @@ __device__ void multiply_matrices(const Params& params) {
     } else {
       consumer.run();
     }
-    hopper::cluster_sync();  // no block exits while a peer may reach into it
+    hopper::cluster_meet();  // no block exits while a peer may reach into it
   }
 }
 

@@ -34,6 +34,16 @@ struct Product {
 
 Shape shape_of(const Product& product, int32_t multiprocessors);
 
+// What a launch consists of, besides its buffers.
+struct Prepared {
+  const Kernel<Params>* kernel;
+  Grid grid;
+  Params params;
+};
+
+// Of `choice`, or of the best one if it is null. Throws DeviceError.
+Prepared prepare(const Stream& stream, const Product& product, const Choice* choice);
+
 // Queues the product; of `choice`, or of the best one if it is null. Throws DeviceError.
 void launch(const Stream& stream, const Product& product, const Choice* choice);
 

@@ -50,6 +50,13 @@ __device__ __forceinline__ void cluster_sync() {
   cluster_wait();
 }
 
+// A meeting that hands over nothing: of mbarriers that fence_mbarrier_init has released, or before
+// an exit.
+__device__ __forceinline__ void cluster_meet() {
+  cluster_arrive_relaxed();
+  cluster_wait();
+}
+
 // "ld" and "st" on .shared::cluster, at an address from peer_address. Weak: order them by a
 // cluster barrier or an mbarrier.
 __device__ __forceinline__ uint32_t load_peer(uint32_t address) {

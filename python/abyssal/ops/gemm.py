@@ -375,11 +375,42 @@ def launch(
         if not beta:
             out.zero_()
         return
-    extension = runtime.extension()
-    groups = 1 if kind == "none" else (out if kind == "depth" else b).shape[0]
-    extension.fp8_gemm(
-        target.device,
-        target.stream,
+    description = _describe_product(a, scale_a, b, scale_b, offsets, out, kind, square, beta)
+    runtime.extension().fp8_gemm(target.device, target.stream, *description, choice)
+
+
+def prepare(
+    a: BlockScaled,
+    b: BlockScaled,
+    offsets: Tensor | None,
+    out: Tensor,
+    kind: str,
+    beta: int,
+    choice: tuple[Any, ...],
+) -> tuple[str, int, int, int, int, bytes]:
+    """What `launch` would launch, for who runs the PTX on the emulator by `Module.launch`:
+    (kernel, blocks, threads, blocks of a cluster, bytes of shared memory, its parameters)."""
+    operands = (a.data, a.scale, b.data, b.scale, offsets)
+    description = _describe_product(*operands, out, kind, b.block == _SQUARE, beta)
+    result: tuple[str, int, int, int, int, bytes] = runtime.extension().prepare_fp8_gemm(
+        *description, choice
+    )
+    return result
+
+
+def _describe_product(
+    a: Tensor,
+    scale_a: Tensor,
+    b: Tensor,
+    scale_b: Tensor,
+    offsets: Tensor | None,
+    out: Tensor,
+    kind: str,
+    square: bool,
+    beta: int,
+) -> tuple[Any, ...]:
+    """As the extension takes it."""
+    return (
         _describe(a, inner=-1),
         _describe(scale_a, inner=-2),
         _describe(b, inner=-1),
@@ -388,10 +419,9 @@ def launch(
         square,
         out.dtype == torch.float32,
         bool(beta),
-        getattr(extension.GemmGroups, kind),
-        groups,
+        getattr(runtime.extension().GemmGroups, kind),
+        1 if kind == "none" else (out if kind == "depth" else b).shape[0],
         0 if offsets is None else offsets.data_ptr(),
-        choice,
     )
 
 
