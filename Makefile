@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --timeout 300
 
-MANIFEST ?= tests/emulator/mutants/gemm tests/emulator/mutants/microkernels
+MANIFEST ?= $(wildcard tests/emulator/mutants/*)
 
 mutate: $(VENV)/installed-test
 	$(BIN)/python -m scripts.mutate $(MANIFEST)
