@@ -9,6 +9,7 @@ from abyssal import ops
 from abyssal.errors import InputError
 from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.quantize import scale_strides_1x128
+from tests.ops.quantiser_model import encode
 
 SHAPES = [
     (1, 1),
@@ -21,12 +22,6 @@ SHAPES = [
     (65, 1100),
     (7, 2056),
 ]
-
-# The values of the codes 0 to 0x7E, and halfway between neighbours.
-POSITIVE = np.array(
-    [(c & 7) * 2.0**-9 if c < 8 else (1 + (c & 7) / 8) * 2.0 ** ((c >> 3) - 7) for c in range(0x7F)]
-)
-MIDDLE = (POSITIVE[1:] + POSITIVE[:-1]) / 2
 
 
 @pytest.fixture(autouse=True)
@@ -56,15 +51,6 @@ def poisoned(x: torch.Tensor) -> BlockScaled:
         (rows, -(-columns // 128)), scale_strides_1x128(rows), device=x.device
     ).fill_(float("nan"))
     return BlockScaled(data.view(torch.float8_e4m3fn), scale, (1, 128), axis=1)
-
-
-def encode(values: np.ndarray) -> np.ndarray:
-    """Nearest E4M3 code of float32 values within +-448, ties to the even code."""
-    magnitude = np.abs(values).astype(np.float64)
-    below = np.searchsorted(MIDDLE, magnitude, side="left")
-    above = np.searchsorted(MIDDLE, magnitude, side="right")
-    code = np.where(below % 2 == 0, below, above)
-    return (code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
 
 
 def quantize_with_numpy(x: torch.Tensor, pow2: bool, amax_floor: float):

@@ -76,11 +76,13 @@ class BlockScaled:
         is rounded from that: twice in all."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scale = self.scale.to(wide)
-        # By index: compiled for CPUs, repeat_interleave cut to a ragged width reads past its end
-        # (torch 2.13).
+        # By an index that torch does not see through: compiled for CPUs, scales of one row of tiles
+        # are else read past their end (torch 2.13; repeat_interleave and arange // extent alike).
         for dimension, extent in zip((-2, -1), self.block, strict=True):
             if extent > 1:
-                tile = torch.arange(self.shape[dimension], device=self.device) // extent
+                rows = torch.arange(self.shape[dimension], device=self.device)
+                starts = torch.arange(0, self.shape[dimension], extent, device=self.device)
+                tile = torch.bucketize(rows, starts, right=True) - 1
                 scale = scale.index_select(dimension, tile)
         return (self.data.to(wide) * scale).to(dtype)
 

@@ -85,9 +85,9 @@ def check_layout(
     unless they are given."""
     if strides is None:
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    # Strides of dimensions with one entry say nothing.
+    # Strides of dimensions with one entry say nothing, nor do those of no values.
     same = tuple(tensor.shape) == tuple(shape) and all(
-        extent <= 1 or given == wanted
+        extent <= 1 or given == wanted or tensor.numel() == 0
         for extent, given, wanted in zip(shape, tensor.stride(), strides, strict=True)
     )
     if not same:

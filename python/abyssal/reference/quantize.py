@@ -52,8 +52,9 @@ def quantize_128x128(
         # Each begins at a multiple of whole tiles, then no tile has values of two.
         padded = F.pad(weight, (0, 0, 0, -rows % TILE))
         codes, scale = _quantize(padded.flatten(0, 1), TILE, pow2, amax_floor)
-        codes = codes.view(torch.uint8).view(groups, -1, columns)[:, :rows].contiguous()
-        return codes.view(torch.float8_e4m3fn), scale.view(groups, -1, scale.shape[1])
+        codes = codes.view(torch.uint8).view(groups, padded.shape[1], columns)
+        scale = scale.view(groups, padded.shape[1] // TILE, scale.shape[1])
+        return codes[:, :rows].contiguous().view(torch.float8_e4m3fn), scale
     return _quantize(weight, TILE, pow2, amax_floor)
 
 
