@@ -44,15 +44,15 @@ class Producer {
   __device__ Producer(typename Plan::Shared& shared, const Params& params)
       : shared_(shared), params_(params), rank_(static_cast<int>(hopper::cluster_rank())) {}
 
-  // By one warp.
+  // By one warp, of which one thread loads. The others may run ahead of it.
   __device__ void run() {
     const bool leader = hopper::elect_one();
     Scheduler<Plan::kM, Plan::kN> scheduler(params_);
     Tile tile;
     while (scheduler.next(tile)) {
       if (leader) load_tile(tile);
-      __syncwarp();
     }
+    if (leader) hopper::launch_dependents();
   }
 
  private:
@@ -64,7 +64,7 @@ class Producer {
     for (int i = 0; i < tile.blocks; ++i, ring_.advance()) {
       const int block = tile.block_begin + i, stage = ring_.stage;
       hopper::Mbarrier* full = &shared_.full[stage];
-      hopper::mbarrier_wait<hopper::Scope::cluster>(&shared_.empty[stage], ring_.parity ^ 1);
+      hopper::mbarrier_wait(&shared_.empty[stage], ring_.parity ^ 1);
       hopper::mbarrier_arrive_expect_tx(full, Plan::kStageBytes);
       load_codes<Share::a, Plan::kM>(shared_.a[stage], &params_.a, full, block, row, a_plane);
       load_codes<Share::b, Plan::kN>(shared_.b[stage], &params_.b, full, block, tile.n, b_plane);
@@ -195,7 +195,9 @@ class Consumer {
     __syncwarp();
     const uint32_t lane = threadIdx.x % 32;
     if (params_.share != Share::none) {
-      if (lane < 2) hopper::mbarrier_arrive_remote(&shared_.empty[ring_.stage], lane);
+      if (lane < 2) {
+        hopper::mbarrier_arrive_remote<hopper::Scope::cta>(&shared_.empty[ring_.stage], lane);
+      }
     } else if (lane == 0) {
       hopper::mbarrier_arrive(&shared_.empty[ring_.stage]);
     }
@@ -231,11 +233,10 @@ __device__ void multiply_matrices(const Params& params) {
   const bool divides_k = Plan::kDividesK and params.split_k > 1;
   if (warpgroup == kConsumers) {
     hopper::release_registers<40>();
-    if (threadIdx.x < kConsumerThreads + 32) {
-      Producer<Plan>(shared, params).run();
-      hopper::launch_dependents();
-    }
+    if (threadIdx.x < kConsumerThreads + 32) Producer<Plan>(shared, params).run();
+    __syncwarp();  // before what a warp does together
     if (divides_k) hopper::cluster_meet();
+    // No block ends while a peer may reach into it: who has exited counts as arrived.
     hopper::cluster_meet();
   } else {
     hopper::acquire_registers<232>();
@@ -245,7 +246,6 @@ __device__ void multiply_matrices(const Params& params) {
     } else {
       consumer.run();
     }
-    hopper::cluster_meet();  // no block exits while a peer may reach into it
   }
 }
 

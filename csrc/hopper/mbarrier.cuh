@@ -60,15 +60,18 @@ __device__ __forceinline__ void mbarrier_expect_tx(Mbarrier* barrier, uint32_t b
 }
 
 // "mapa" and "mbarrier.arrive": arrives at the barrier in the same place of block `rank` of the
-// cluster, release at the scope of the cluster. That block must not have exited.
+// cluster, release at the scope of the cluster. That block must not have exited. Scope::cta is for
+// who has only read what the peer will overwrite: nothing that was written is handed over, and no
+// fence is made (at the cluster's scope, nvcc 13.0 makes MEMBAR.ALL.GPU of it).
+template <Scope kScope = Scope::cluster>
 __device__ __forceinline__ void mbarrier_arrive_remote(Mbarrier* barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.release.%2.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(shared_address(barrier)),
-      "r"(rank)
+      "r"(rank), "C"(detail::ScopeName<kScope>::text)
       : "memory");
 }
 

@@ -59,14 +59,22 @@ Agent Checker::add_agent(uint32_t block, std::string name, uint32_t entries) {
   return {block, first, 1};
 }
 
+Agent Checker::add_copies(uint32_t block, std::string name) {
+  const Agent agent = add_agent(block, std::move(name));
+  blocks_[block].copies.push_back(agent.index);
+  return agent;
+}
+
 // Warps come first among a block's agents, and then its warpgroups.
 VectorClock Checker::reads_of(const VectorClock& over, uint32_t block) const {
   const uint32_t warps = blocks_[block].num_warps;
+  const std::vector<uint32_t>& copies = blocks_[block].copies;
   VectorClock reads = over;
   reads.keep(block, [&](size_t entry) {
-    const bool is_of_warp = entry < warps * WarpState::kEntries;
-    return is_of_warp ? entry % WarpState::kEntries >= WarpState::kReads
-                      : entry < warps * WarpState::kEntries + warps / kWarpsOfGroup;
+    if (entry < warps * WarpState::kEntries)
+      return entry % WarpState::kEntries >= WarpState::kReads;
+    return entry < warps * WarpState::kEntries + warps / kWarpsOfGroup ||
+           std::binary_search(copies.begin(), copies.end(), entry);
   });
   return reads;
 }

@@ -53,12 +53,15 @@ class Checker {
   uint32_t add_block(const Block& block);
   // An agent of a block, with as many entries in vector clocks.
   Agent add_agent(uint32_t block, std::string name, uint32_t entries = 1);
+  // One that stands for the copies that an mbarrier of the block counts.
+  Agent add_copies(uint32_t block, std::string name);
 
   void access_shared(Block& owner, uint64_t address, uint32_t bytes, const CheckedAccess& access);
   void access_global(const GlobalMemory& memory, uint64_t address, uint32_t bytes,
                      const CheckedAccess& access);
 
-  // Of what is over, what a block's threads and products have read.
+  // Of what is over, what a block's threads and products have read, and the copies that its
+  // mbarriers count.
   VectorClock reads_of(const VectorClock& over, uint32_t block) const;
 
   // A strong access to a word, through which threads may learn of each other.
@@ -75,6 +78,7 @@ class Checker {
     Epoch grid;
     uint32_t num_entries = 0, num_warps = 0;
     std::vector<std::pair<uint32_t, std::string>> agents;  // by their first entries
+    std::vector<uint32_t> copies;                          // their entries, in order
   };
   // What strong writes to a word published, by their blocks and scopes.
   struct Published {

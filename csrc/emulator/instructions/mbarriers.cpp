@@ -77,7 +77,7 @@ void run_init(Warp& warp, const Instruction& instruction, LaneMask mask) {
     barrier.transactions = 0;
     barrier.phase = 0;
     if (Checker* checker = warp.block().grid().machine.checker()) {
-      barrier.agent = checker->add_agent(
+      barrier.agent = checker->add_copies(
           owner.number(), "the copies that the mbarrier at " + hex(address) + " counts");
       barrier.initialised = warp.checks()->initialisations();
     }
@@ -129,7 +129,9 @@ LaneMask arrivals_together(Warp& warp, const Instruction& instruction, LaneMask 
 
 // Who waits for the phase will know what those knew that arrived. Between blocks this takes the
 // scope of the cluster on both sides (PTX ISA 8.5, scopes). Public kernels hand buffers back to a
-// peer at the scope of a block, after reads alone; what was read is read, whatever the scope.
+// peer at the scope of a block, after reads alone; what was read is read, whatever the scope. A
+// copy into shared memory that was seen complete is there, too: that memory has one place, and no
+// cache, so that no later copy falls behind it.
 void tell(Warp& warp, Mbarrier& barrier, const Knowledge& news, bool is_own, Scope scope) {
   if (is_own) return barrier.arriving.join(news);
   const Checker& checker = *warp.block().grid().machine.checker();
