@@ -35,15 +35,19 @@ def main() -> int:
     peers = _load(options.peer).CONTENDERS if options.peer else {}
     report: dict[str, Any] = harness.describe_machine(device)
     report["copy_bytes_per_second"] = ceiling = harness.copy_bandwidth(device)
-    report["results"] = {}
+    report["results"], report["geometric_means"] = {}, {}
+    report["sustained_seconds"] = options.sustained
     print(f"{report['device']}: a copy moves {ceiling / 1e9:.0f} GB/s", flush=True)
     for op in options.ops or sorted(modules):
         report["results"][op] = results = []
         for case in modules[op].cases(device, options.quick):
             _add_peers(case, peers.get(op, {}))
-            results.append(harness.run_case(case, device))
+            results.append(harness.run_case(case, device, sustained=options.sustained))
             print("\n".join(harness.table_rows(results[-1], ceiling)), flush=True)
             _write(report, options.out)  # whatever ends the run, this much is measured
+        means = report["geometric_means"][op] = harness.geometric_means(results)
+        for name, mean in means.items():
+            print(f"{op}: geometric mean of {name}'s times over ours: {mean:.2f}", flush=True)
     report["gpu_state_after"] = harness.query_gpu()
     _write(report, options.out)
     failed = [
@@ -62,6 +66,13 @@ def _parse(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--quick", action="store_true", help="small shapes only")
     parser.add_argument("--rehearse", action="store_true", help="run on the CPU; no results")
+    parser.add_argument(
+        "--sustained",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="run each contender so long before each of its rounds, for clocks under load",
+    )
     parser.add_argument(
         "--peer",
         type=Path,

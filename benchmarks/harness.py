@@ -36,6 +36,9 @@ MOST_COPIES = 64
 ROUNDS = 5
 REPLAYS = 10
 
+# FP8 operations a second without sparsity, of the datasheet of H100 and H200 (SXM): the roofline's.
+FP8_PEAK = 1979e12
+
 # What our contender is called, unless a case says otherwise.
 OURS = "abyssal"
 
@@ -47,7 +50,8 @@ class Case:
     """An op on one shape.
 
     make_inputs(seed): fresh random inputs, buffers for outputs included. bytes_moved: the least
-    that must be read and written once. contenders: name -> function of those inputs. check(inputs):
+    that must be read and written once. operations: multiplications and additions on tensor cores, 0
+    if they do not matter. contenders: name -> function of those inputs. check(inputs):
     raises AssertionError unless our result is right. ours: the contender that the others are
     compared with, and that must not fail.
     """
@@ -58,6 +62,7 @@ class Case:
     contenders: dict[str, Contender]
     check: Callable[..., None]
     ours: str = OURS
+    operations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +78,10 @@ class Timing:
         return (max(self.rounds) - min(self.rounds)) / self.microseconds
 
 
-def run_case(case: Case, device: torch.device) -> dict[str, Any]:
+def run_case(case: Case, device: torch.device, *, sustained: float = 0.0) -> dict[str, Any]:
     """Check our result, then time all contenders. One that fails is recorded under "failures", ours
-    too: `failed_cases` finds it."""
+    too: `failed_cases` finds it. sustained: seconds for which a contender runs before each of its
+    rounds, so that clocks are those that its power allows."""
     copies = min(MOST_COPIES, max(2, BYTES_IN_ROTATION // case.bytes_moved))
     if device.type == "cpu":
         copies = 2
@@ -92,17 +98,22 @@ def run_case(case: Case, device: torch.device) -> dict[str, Any]:
     samples: dict[str, list[list[float]]] = {name: [] for name in timers}
     for _ in range(ROUNDS):
         for name, timer in timers.items():
+            end = time.perf_counter() + sustained
+            while time.perf_counter() < end:
+                timer()
             samples[name].append(timer())
     timings = {name: summarise(rounds) for name, rounds in samples.items()}
     return {
         "label": case.label,
         "ours": case.ours,
         "bytes_moved": case.bytes_moved,
+        "operations": case.operations,
         "contenders": {
             name: {
                 "microseconds": timing.microseconds,
                 "spread": timing.spread,
                 "bytes_per_second": case.bytes_moved / timing.microseconds * 1e6,
+                "operations_per_second": case.operations / timing.microseconds * 1e6,
             }
             for name, timing in timings.items()
         },
@@ -211,6 +222,18 @@ def failed_cases(results: list[dict[str, Any]]) -> list[str]:
     return [result["label"] for result in results if result["ours"] in result["failures"]]
 
 
+def geometric_means(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each contender's times over ours, over the cases that both finished."""
+    ratios: dict[str, list[float]] = {}
+    for result in results:
+        ours = result["contenders"].get(result["ours"])
+        for name, timing in result["contenders"].items():
+            if ours is not None and name != result["ours"]:
+                ratio = timing["microseconds"] / ours["microseconds"]
+                ratios.setdefault(name, []).append(ratio)
+    return {name: statistics.geometric_mean(values) for name, values in ratios.items()}
+
+
 def table_rows(result: dict[str, Any], ceiling: float) -> Iterator[str]:
     """A line for each contender: time, its spread, share of the copy's rate, our speed-up."""
     ours = result["contenders"].get(result["ours"])
@@ -220,6 +243,12 @@ def table_rows(result: dict[str, Any], ceiling: float) -> Iterator[str]:
             f"(spread {timing['spread']:4.0%})  {timing['bytes_per_second'] / 1e9:8.1f} GB/s "
             f"{timing['bytes_per_second'] / ceiling:5.0%} of a copy"
         )
+        if result["operations"]:
+            floor = max(result["operations"] / FP8_PEAK, result["bytes_moved"] / ceiling)
+            row += (
+                f"  {timing['operations_per_second'] / 1e12:7.1f} TFLOP/s "
+                f"{floor / timing['microseconds'] * 1e6:5.0%} of the roofline"
+            )
         if ours is not None:
             row += f"  {timing['microseconds'] / ours['microseconds']:6.2f}x our time"
         yield row
