@@ -127,8 +127,13 @@ class Consumer {
     Tile tile;
     while (scheduler.next(tile)) {
       Sums sums = {};
-      add_up(tile, sums);
-      if (params_.d_is_fp32 or params_.accumulate) {
+      for (int i = 0; i < tile.blocks; ++i, ring_.advance()) add_block(tile, sums);
+      if (Plan::kDividesK and params_.split_k > 1) {
+        // The only tile of this cluster. The producers are at the barrier, too.
+        epilogue_.keep(sums);
+        hopper::cluster_sync();
+        epilogue_.reduce(tile);
+      } else if (params_.d_is_fp32 or params_.accumulate) {
         epilogue_.direct(tile, sums);
       } else {
         epilogue_.staged(tile, sums);
@@ -137,25 +142,9 @@ class Consumer {
     epilogue_.finish();
   }
 
-  // One tile for a cluster, whose blocks divide K. They meet twice, and the producers with them.
-  __device__ void run_divided() {
-    Scheduler<Plan::kM, Plan::kN> scheduler(params_);
-    Tile tile;
-    scheduler.next(tile);
-    Sums sums = {};
-    add_up(tile, sums);
-    epilogue_.keep(sums);
-    hopper::cluster_sync();
-    epilogue_.reduce(tile);
-  }
-
  private:
   using ScalesB =
       std::conditional_t<Plan::kScaleB == ScaleB::square, SquareScales<Plan>, ColumnScales<Plan>>;
-
-  __device__ void add_up(const Tile& tile, Sums& sums) {
-    for (int i = 0; i < tile.blocks; ++i, ring_.advance()) add_block(tile, sums);
-  }
 
   // The products of one stage.
   __device__ void add_block(const Tile& tile, Sums& sums) const {
@@ -230,22 +219,16 @@ __device__ void multiply_matrices(const Params& params) {
   initialise<Plan>(shared, params);
   hopper::wait_for_prior_grids();
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const bool divides_k = Plan::kDividesK and params.split_k > 1;
   if (warpgroup == kConsumers) {
     hopper::release_registers<40>();
     if (threadIdx.x < kConsumerThreads + 32) Producer<Plan>(shared, params).run();
     __syncwarp();  // before what a warp does together
-    if (divides_k) hopper::cluster_meet();
+    if (Plan::kDividesK and params.split_k > 1) hopper::cluster_meet();
     // No block ends while a peer may reach into it: who has exited counts as arrived.
     hopper::cluster_meet();
   } else {
     hopper::acquire_registers<232>();
-    Consumer<Plan> consumer(shared, params, warpgroup);
-    if constexpr (Plan::kDividesK) {
-      divides_k ? consumer.run_divided() : consumer.run();
-    } else {
-      consumer.run();
-    }
+    Consumer<Plan>(shared, params, warpgroup).run();
   }
 }
 
