@@ -57,6 +57,46 @@ BUDGETS = {
         "quantize_1x128_bf16_unaligned": Budget(128, {}),
         "quantize_1x128_fp32_unaligned": Budget(128, {}),
     },
+    # Stores of 16 bytes are the transposed codes': 4, 2 and 8 a thread.
+    "quantize_1x128_both": {
+        "quantize_1x128_both_bf16": Budget(
+            64,
+            {
+                "LDG.E.NA.128.CONSTANT": 8,
+                "STG.E.64": 8,
+                "STG.E.NA.128": 4,
+                "BAR.SYNC.DEFER_BLOCKING": 3,
+            },
+        ),
+        "quantize_1x128_both_fp32": Budget(
+            64, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.NA.128": 2, "BAR.SYNC.DEFER_BLOCKING": 3}
+        ),
+        "quantize_1x128_both_bf16_unaligned": Budget(128, {}),
+        "quantize_1x128_both_fp32_unaligned": Budget(128, {}),
+    },
+    "quantize_128x128": {
+        "quantize_128x128_bf16": Budget(
+            64,
+            {
+                "LDG.E.NA.128.CONSTANT": 8,
+                "STG.E.64": 8,
+                "STG.E.NA.128": 4,
+                "BAR.SYNC.DEFER_BLOCKING": 2,
+            },
+        ),
+        "quantize_128x128_fp32": Budget(
+            64, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.NA.128": 2, "BAR.SYNC.DEFER_BLOCKING": 2}
+        ),
+        "quantize_128x128_bf16_unaligned": Budget(128, {}),
+        "quantize_128x128_fp32_unaligned": Budget(128, {}),
+    },
+    # 80 registers are 6 blocks of 128 threads: 96 KB of loads in flight.
+    "retile_128x1": {
+        "retile_128x1": Budget(
+            80, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.NA.128": 8, "BAR.SYNC.DEFER_BLOCKING": 3}
+        ),
+        "retile_128x1_unaligned": Budget(128, {}),
+    },
 }
 ENTRIES = [(image, entry) for image, entries in BUDGETS.items() for entry in entries]
 

@@ -3,7 +3,7 @@
 //
 // FAKE_DRIVER_VERSION: what cuDriverGetVersion answers (default 13000).
 // FAKE_DRIVER_FAIL:    the function that answers error 999.
-// FAKE_PARAMS_BYTES:   the size of every kernel's parameters.
+// FAKE_PARAMS_BYTES:   the size of each kernel's parameters: " kernel=bytes kernel=bytes".
 
 #include <cstdint>
 #include <cstdio>
@@ -94,9 +94,12 @@ int cuLibraryGetKernel(void** kernel, void*, const char* name) {
   *kernel = strdup(name);
   return answer("cuLibraryGetKernel", name);
 }
-int cuKernelGetParamInfo(void*, size_t, size_t* offset, size_t* bytes) {
+int cuKernelGetParamInfo(void* kernel, size_t, size_t* offset, size_t* bytes) {
+  const char* sizes = std::getenv("FAKE_PARAMS_BYTES");
+  const std::string key = std::string(" ") + static_cast<const char*>(kernel) + "=";
+  const char* found = sizes == nullptr ? nullptr : std::strstr(sizes, key.c_str());
   *offset = 0;
-  *bytes = number("FAKE_PARAMS_BYTES", 56);
+  *bytes = found == nullptr ? 0 : std::atoi(found + key.size());
   return 0;
 }
 int cuKernelGetFunction(void** function, void* kernel) {

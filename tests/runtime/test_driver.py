@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,18 @@ from abyssal import runtime
 SOURCE = Path(__file__).with_name("fake_driver.cpp")
 
 try:
-    HAS_KERNELS = bool(runtime.extension().kernel_images())
+    IMAGES = runtime.extension().kernel_images()
 except runtime.ExtensionMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="this build has no kernels")
+# Every kernel of the build, and the bytes of its struct.
+PARAMS = {
+    name: bytes_
+    for image in IMAGES.values()
+    for name, bytes_ in re.findall(r"\.param \.align \d+ \.b8 (\w+)_param_0\[(\d+)\]", image["ptx"])
+}
+
+pytestmark = pytest.mark.skipif(not IMAGES, reason="this build has no kernels")
 
 PRELUDE = """
 import ctypes, json, os, sys, threading
@@ -57,10 +66,17 @@ def fake_driver(tmp_path_factory):
 def run(fake_driver):
     """Run Python code in a process with that driver; returns what it printed as JSON."""
 
+    sizes = "".join(f" {name}={bytes_}" for name, bytes_ in PARAMS.items())
+
     def run(code: str, **environment: str):
         done = subprocess.run(
             [sys.executable, "-c", PRELUDE + code],
-            env={**os.environ, "LD_LIBRARY_PATH": str(fake_driver), **environment},
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": str(fake_driver),
+                "FAKE_PARAMS_BYTES": sizes,
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -149,9 +165,11 @@ def test_kernels_are_loaded_for_each_device_and_images_once(run):
 extension.load_kernels(0); extension.load_kernels(1); extension.load_kernels(1)
 print(json.dumps(calls()))
 """)
-    assert len([call for call in calls if call.startswith("cuLibraryLoadData")]) == 1
+    assert len([call for call in calls if call.startswith("cuLibraryLoadData")]) == len(IMAGES)
+    kernels = Counter(call.split()[1] for call in calls if call.startswith("cuLibraryGetKernel"))
+    assert kernels == dict.fromkeys(PARAMS, 2)
     functions = [call for call in calls if call.startswith("cuKernelGetFunction")]
-    assert len(functions) == 2 * 4
+    assert len(functions) == 2 * len(PARAMS)
     assert len([call for call in calls if "Retain" in call]) == 2
 
 
@@ -189,7 +207,7 @@ print(json.dumps(calls()))
             "loading the kernel image quantize_1x128 failed: unknown error (CUDA_ERROR_UNKNOWN)",
         ),
         (
-            {"FAKE_PARAMS_BYTES": "48"},
+            {"FAKE_PARAMS_BYTES": " quantize_1x128_bf16=48"},
             "quantize_1x128_bf16 takes 48 bytes of parameters and the host has 56: a broken build",
         ),
     ],
