@@ -61,5 +61,5 @@ def test_no_bank_conflicts_and_few_sectors(kernel, launch, dtype, orientations):
     value_bytes = {"bf16": 2, "fp32": 4, "fp8": 1}[dtype]
     needed = ROWS * COLUMNS * (value_bytes + orientations) / 32
     sectors = sum(i.global_sectors for i in counted)
-    # Scales and offsets besides; and nothing that is read or written in parts of sectors.
-    assert needed < sectors <= 1.15 * needed
+    # Scales, offsets, and stores of 16 bytes whose other half of a sector comes with the next.
+    assert needed < sectors <= 1.2 * needed
