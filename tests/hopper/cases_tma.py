@@ -132,6 +132,9 @@ def bulk() -> NamedBuilders:
     for blocks in (2, 4):
         yield f"bulk_multicast/{blocks}", functools.partial(bulk_multicast, blocks=blocks)
         yield f"bulk_ring/{blocks}", functools.partial(bulk_ring, blocks=blocks)
+    for rounds in (1, 5):
+        yield f"bulk_multicast_rounds/{rounds}", functools.partial(multicast_rounds, rounds=rounds)
+        yield f"copy_async_gather/{rounds}", functools.partial(copy_async_gather, rounds=rounds)
 
 
 # Arrays ------------------------------------------------------------------------------------------
@@ -377,6 +380,32 @@ def bulk_add(random: np.random.Generator, *, kind: str) -> Case:
             "y": Array(small_integers(random, (512,), kind), "inout", array_kind),
         },
         expected=expected,
+    )
+
+
+def multicast_rounds(random: np.random.Generator, *, rounds: int) -> Case:
+    x = random.integers(0, 2**16, (rounds, 128), np.uint32)
+    arguments = ("x", np.int32(x[0].nbytes), np.int32(rounds), "out")
+    return Case(
+        source="bulk",
+        launches=(Launch("bulk_multicast_rounds", arguments, grid=2, block=256, cluster=2),),
+        arrays={"x": Array(x), "out": Array(np.empty((2, 128), np.uint32), "out")},
+        expected=lambda inputs: {"out": np.tile(inputs["x"].sum(axis=0, dtype=np.uint32), (2, 1))},
+    )
+
+
+def copy_async_gather(random: np.random.Generator, *, rounds: int) -> Case:
+    x = random.integers(0, 2**32, 1000, np.uint32)
+    index = random.integers(0, 1000, (rounds, 64), np.int32)
+    return Case(
+        source="bulk",
+        launches=(Launch("copy_async_gather", ("x", "index", np.int32(rounds), "out"), block=64),),
+        arrays={
+            "x": Array(x),
+            "index": Array(index),
+            "out": Array(np.empty((rounds, 64), np.uint32), "out"),
+        },
+        expected=lambda inputs: {"out": inputs["x"][inputs["index"]][:, ::-1]},
     )
 
 

@@ -2,7 +2,9 @@
 
 #include "hopper/bulk.cuh"
 #include "hopper/cluster.cuh"
+#include "hopper/copy_async.cuh"
 #include "hopper/fence.cuh"
+#include "hopper/warp.cuh"
 
 using namespace abyssal::hopper;
 
@@ -96,6 +98,68 @@ extern "C" __global__ void bulk_multicast(const uint32_t* in, int bytes, uint32_
     out[cluster_rank() * bytes / 4 + i] = shared.data[i];
   }
   cluster_sync();
+}
+
+// A cluster of two: the first block sends in [rounds, bytes] to both, round by round, into the same
+// memory. It may do so once both have read what was there, which they say at the scope of a block.
+// out [blocks, bytes]: the sums over the rounds. 256 threads: the second warpgroup sends.
+extern "C" __global__ void bulk_multicast_rounds(const uint32_t* in, int bytes, int rounds,
+                                                 uint32_t* out) {
+  __shared__ Shared shared;
+  __shared__ Mbarrier empty;
+  if (threadIdx.x == 0) {
+    mbarrier_init(&shared.full, 1);
+    mbarrier_init(&empty, 2 * 4);
+    fence_mbarrier_init();
+  }
+  cluster_meet();
+  const int thread = thread_in_warpgroup();
+  if (threadIdx.x >= 128) {
+    for (int round = 0; thread == 0 and round < rounds; ++round) {
+      if (round > 0 and cluster_rank() == 0) mbarrier_wait(&empty, (round - 1) % 2);
+      mbarrier_arrive_expect_tx(&shared.full, bytes);
+      if (cluster_rank() == 0) {
+        bulk_load_multicast(shared.data, in + round * bytes / 4, bytes, &shared.full, 3);
+      }
+      if (round + 1 < rounds) mbarrier_wait(&shared.full, round % 2);
+    }
+    __syncwarp();
+  } else {
+    uint32_t sum = 0;
+    for (int round = 0; round < rounds; ++round) {
+      mbarrier_wait(&shared.full, round % 2);
+      sum += shared.data[thread];
+      __syncwarp();
+      if (thread % 32 == 0) mbarrier_arrive_remote<Scope::cta>(&empty, 0);
+    }
+    out[cluster_rank() * bytes / 4 + thread] = sum;
+  }
+  cluster_meet();
+}
+
+// out [rounds, 64] = in[index[rounds, 64]]. 64 threads: each of the first 32 starts two copies a
+// round, which the others wait for and read.
+extern "C" __global__ void copy_async_gather(const uint32_t* in, const int* index, int rounds,
+                                             uint32_t* out) {
+  __shared__ uint32_t data[64];
+  __shared__ Mbarrier full, empty;
+  if (threadIdx.x == 0) {
+    mbarrier_init(&full, 32);
+    mbarrier_init(&empty, 32);
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x < 32) {
+      mbarrier_wait(&empty, round % 2 ^ 1);
+      for (int i = lane; i < 64; i += 32) copy_async_4_bytes(&data[i], in + index[64 * round + i]);
+      copy_async_arrive(&full);
+    } else {
+      mbarrier_wait(&full, round % 2);
+      for (int i = lane; i < 64; i += 32) out[64 * round + i] = data[63 - i];
+      mbarrier_arrive(&empty);
+    }
+  }
 }
 
 // A cluster: each block sends its part of in [blocks, bytes] to the next block's shared memory.
