@@ -139,7 +139,11 @@ def test_an_mbarrier_counts_copies(device, noinc):
             "race",
         ),
         ("add.u64 %from, %from, 2; cp.async.ca.shared.global [%to], [%from], 4;", "misaligned"),
-        ("cp.async.ca.shared.global [%to], [%from+256], 4; cp.async.wait_all;", "out_of_bounds"),
+        # Far from it: next to a buffer, another one may lie.
+        (
+            "cp.async.ca.shared.global [%to], [%from+1073741824], 4; cp.async.wait_all;",
+            "out_of_bounds",
+        ),
         ("mov.u32 %size, 5; cp.async.ca.shared.global [%to], [%from], 4, %size;", "invalid"),
     ],
 )

@@ -83,6 +83,8 @@ def start(tmp_path):
             ["bash", ROOT / "scripts" / "gpu_check.sh", tmp_path / "out"],
             env={**os.environ, "PYTHON": str(fake), **environment},
             stdout=subprocess.DEVNULL,
+            # bash cannot trap what it was started to ignore, as a shell's background processes are.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process

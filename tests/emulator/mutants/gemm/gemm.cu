@@ -36,7 +36,7 @@ __device__ void produce(Shared& shared, const TensorMap* a, const TensorMap* b, 
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     for (int step = 0; step < steps; ++step, ++round) {
       const int stage = round % kStages;
-      mbarrier_wait<Scope::cluster>(&shared.empty[stage], round / kStages % 2 ^ 1);
+      mbarrier_wait(&shared.empty[stage], round / kStages % 2 ^ 1);
       mbarrier_arrive_expect_tx(&shared.full[stage], 2 * Tile::kBytes);
       tma_load(shared.a[stage], a, &shared.full[stage], {step * kDepth, tile * kRows});
       tma_load_multicast(shared.b[stage] + rank * Tile::kBytes / 2, b, &shared.full[stage],
@@ -63,7 +63,7 @@ __device__ void consume(Shared& shared, const TensorMap* c, int tiles, int steps
       wgmma_wait<0>();
       pin_registers(sums);
       // Both blocks write half of this stage.
-      if (thread < 2) mbarrier_arrive_remote(&shared.empty[stage], thread);
+      if (thread < 2) mbarrier_arrive_remote<Scope::cta>(&shared.empty[stage], thread);
     }
     if (thread == 0) bulk_wait_read<0>();
     named_barrier_sync(1, 128);
