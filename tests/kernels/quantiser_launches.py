@@ -21,11 +21,24 @@ def ptx() -> dict[str, str]:
     return {name: images[name]["ptx"] for name in KERNELS if name in images}
 
 
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A copy at a multiple of 64 bytes, as torch has them: how many sectors an access touches
+    depends on that."""
+    memory = torch.empty(values.nbytes, dtype=torch.uint8).numpy()
+    copy = memory.view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def _full(*arguments: object) -> np.ndarray:
+    return aligned(np.full(*arguments))
+
+
 def _transposed(columns: int, pitch: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales that nothing has been written to."""
     scale_pitch = -(-columns // 4) * 4
-    codes = np.full((columns, pitch), 0xA5, np.uint8)
-    return codes, np.full((pitch // 128, scale_pitch), -1, np.float32)
+    codes = _full((columns, pitch), 0xA5, np.uint8)
+    return codes, _full((pitch // 128, scale_pitch), -1, np.float32)
 
 
 def _bytes(layout: str, *values: object) -> bytes:
@@ -42,8 +55,8 @@ def both(load, x: np.ndarray, offsets: np.ndarray, suffix: str) -> dict[str, np.
     rows, columns = x.shape
     pitch = transposed_columns(rows, torch.from_numpy(offsets))
     tiles, groups = -(-columns // 128), len(offsets) - 1
-    codes = np.full((rows, columns), 0xA5, np.uint8)
-    scale = np.full((tiles, rows), -1, np.float32)
+    codes = _full((rows, columns), 0xA5, np.uint8)
+    scale = _full((tiles, rows), -1, np.float32)
     codes_t, scale_t = _transposed(columns, pitch)
     buffers = (x, codes, scale, codes_t, scale_t, offsets)
     params = _bytes(
@@ -73,9 +86,9 @@ def weights(load, w: np.ndarray, suffix: str) -> dict[str, np.ndarray]:
     """w: [G, N, K], BF16 as uint16, or float32."""
     groups, rows, columns = w.shape
     tiles = (-(-rows // 128), -(-columns // 128))
-    codes = np.full(w.shape, 0xA5, np.uint8)
-    codes_t = np.full((groups, columns, rows), 0xA5, np.uint8)
-    scale = np.full((groups, *tiles), -1, np.float32)
+    codes = _full(w.shape, 0xA5, np.uint8)
+    codes_t = _full((groups, columns, rows), 0xA5, np.uint8)
+    scale = _full((groups, *tiles), -1, np.float32)
     params = _bytes(
         "4Q2q3ifI4x",
         w,

@@ -22,7 +22,8 @@ OFFSETS = np.array([0, ROWS], np.int32)
 
 def values(dtype):
     x = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
-    return x if dtype == "fp32" else (x.view(np.uint32) >> 16).astype(np.uint16)
+    x = x if dtype == "fp32" else (x.view(np.uint32) >> 16).astype(np.uint16)
+    return quantiser_launches.aligned(x)
 
 
 def both(load, dtype):
@@ -34,8 +35,8 @@ def weights(load, dtype):
 
 
 def retile(load, dtype):
-    codes = values("bf16").view(np.uint8)[:, :COLUMNS].copy()
-    scale = np.ones((COLUMNS // 128, ROWS), np.float32)
+    codes = quantiser_launches.aligned(values("bf16").view(np.uint8)[:, :COLUMNS])
+    scale = quantiser_launches.aligned(np.ones((COLUMNS // 128, ROWS), np.float32))
     return quantiser_launches.retile(load, codes, scale, OFFSETS)
 
 
