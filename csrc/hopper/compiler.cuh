@@ -11,4 +11,8 @@ __device__ __forceinline__ void unlearn(uint4& value) {
   asm volatile("" : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w));
 }
 
+__device__ __forceinline__ void unlearn(int& value) { asm volatile("" : "+r"(value)); }
+
+__device__ __forceinline__ void unlearn(int64_t& value) { asm volatile("" : "+l"(value)); }
+
 }  // namespace abyssal::hopper

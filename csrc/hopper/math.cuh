@@ -34,6 +34,13 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   return y;
 }
 
+// 1 / x to nearest even, for x from 2^-126 to below 2^126: what __frcp_rn does for these, a Newton
+// step, without its branches for others.
+__device__ __forceinline__ float reciprocal(float x) {
+  const float y = reciprocal_approx(x);
+  return __fmaf_rn(y, -__fmaf_rn(x, y, -1.0f), y);
+}
+
 // "rsqrt": 1 / sqrt(x), relative error 2^-22.9.
 __device__ __forceinline__ float rsqrt_approx(float x) {
   float y;

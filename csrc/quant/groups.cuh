@@ -14,8 +14,8 @@
 namespace abyssal::quant {
 
 struct RowBlock {
-  int64_t first;  // row
-  int64_t end;    // first row that is no longer mine; not above `first` where the number is unused
+  int first;  // row
+  int rows;   // 1 to 128, or 0 where the number is unused
   bool in_group;
 };
 
@@ -24,8 +24,8 @@ struct RowBlock {
 __device__ inline RowBlock find_row_block(const int32_t* offsets, int groups, int rows,
                                           int number) {
   if (offsets == nullptr) {
-    const int64_t first = int64_t{number} * kTile;
-    return {first, min(first + kTile, int64_t{rows}), true};
+    const int first = number * kTile;  // below `rows`, or this is no number
+    return {first, min(kTile, rows - first), true};
   }
   // Every warp counts the groups that begin up to here, 32 at a time.
   int begun = 0;
@@ -37,10 +37,12 @@ __device__ inline RowBlock find_row_block(const int32_t* offsets, int groups, in
     if (all != 0xFFFFFFFF) break;
   }
   const int group = begun - 1;
-  const int64_t begin = offsets[group];
-  const int64_t first = begin + int64_t{number - (offsets[group] / kTile + group)} * kTile;
-  const int64_t end = group < groups ? offsets[group + 1] : rows;
-  return {first, min(first + kTile, end), group < groups};
+  const int begin = offsets[group];
+  const int end = group < groups ? offsets[group + 1] : rows;
+  const int64_t first = begin + int64_t{number - (begin / kTile + group)} * kTile;
+  if (first >= end) return {0, 0, false};
+  return {static_cast<int>(first), static_cast<int>(min(int64_t{kTile}, end - first)),
+          group < groups};
 }
 
 }  // namespace abyssal::quant

@@ -11,6 +11,9 @@ std::vector<EntryPoint> quantiser_kernels() {
   add(quantize_1x128_both::kKernels);
   add(quantize_128x128::kKernels);
   add(retile_128x1::kKernels);
+  add(rms_norm_quantize::kKernels);
+  add(swiglu_quantize::kKernels);
+  add(swiglu_quantize_backward::kKernels);
   return all;
 }
 

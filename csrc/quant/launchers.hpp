@@ -7,6 +7,9 @@
 #include "quant/quantize_1x128.hpp"
 #include "quant/quantize_1x128_both.hpp"
 #include "quant/retile_128x1.hpp"
+#include "quant/rms_norm_quantize.hpp"
+#include "quant/swiglu_quantize.hpp"
+#include "quant/swiglu_quantize_backward.hpp"
 #include "runtime/launch.hpp"
 
 namespace abyssal {
@@ -67,4 +70,46 @@ inline constexpr Kernel<Retile128x1Params> kKernels[] = {
 void launch(const Stream& stream, const Retile128x1Params& params);
 
 }  // namespace retile_128x1
+
+namespace rms_norm_quantize {
+
+inline constexpr Kernel<RmsNormQuantizeParams> kKernels[] = {
+    {"rms_norm_quantize", "rms_norm_quantize_bf16_short"},
+    {"rms_norm_quantize", "rms_norm_quantize_bf16_short_unaligned"},
+    {"rms_norm_quantize", "rms_norm_quantize_bf16_long"},
+    {"rms_norm_quantize", "rms_norm_quantize_bf16_long_unaligned"},
+    {"rms_norm_quantize", "rms_norm_quantize_fp32_short"},
+    {"rms_norm_quantize", "rms_norm_quantize_fp32_short_unaligned"},
+    {"rms_norm_quantize", "rms_norm_quantize_fp32_long"},
+    {"rms_norm_quantize", "rms_norm_quantize_fp32_long_unaligned"},
+};
+
+// Queues RMSNorm with its quantiser that fits the type, length and alignment of the rows of x.
+void launch(const Stream& stream, const RmsNormQuantizeParams& params, bool x_is_bf16);
+
+}  // namespace rms_norm_quantize
+
+namespace swiglu_quantize {
+
+inline constexpr Kernel<SwigluQuantizeParams> kKernels[] = {
+    {"swiglu_quantize", "swiglu_quantize"},
+    {"swiglu_quantize", "swiglu_quantize_unaligned"},
+};
+
+// Queues SwiGLU with its quantiser that fits the alignment of gate_up.
+void launch(const Stream& stream, const SwigluQuantizeParams& params);
+
+}  // namespace swiglu_quantize
+
+namespace swiglu_quantize_backward {
+
+inline constexpr Kernel<SwigluQuantizeBackwardParams> kKernels[] = {
+    {"swiglu_quantize_backward", "swiglu_quantize_backward"},
+};
+
+// Queues the gradient of SwiGLU with its quantisers. All rows begin at multiples of 16 bytes, and
+// columns are a multiple of 128. Chooses blocks_per_row_block itself.
+void launch(const Stream& stream, SwigluQuantizeBackwardParams params);
+
+}  // namespace swiglu_quantize_backward
 }  // namespace abyssal

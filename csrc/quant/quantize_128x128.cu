@@ -80,14 +80,14 @@ __device__ void quantize(const Quantize128x128Params& params, SharedMemory<Value
   for (const Piece& piece : x) {
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
-      amax = hopper::max_or_nan(amax, fabsf(Value::widen(piece.bits[i])));
+      amax = hopper::max_or_nan(amax, fabsf(piece.value(i)));
     }
   }
-  const quant::TileScale scale(reduce(amax, shared.amax), params.amax_floor, params.pow2);
+  const quant::TileScale scale(reduce(amax, shared.amax), params.options);
   if (threadIdx.x == 0) params.scale[blockIdx.x] = scale.stored();
   const float inverse = scale.inverse();
   quant::unlearn(x);
-  auto scaled = [&](int row, int i) { return Value::widen(x[row].bits[i]) * inverse; };
+  auto scaled = [&](int row, int i) { return x[row].value(i) * inverse; };
 
   // Codes as they lie.
   if (params.codes != nullptr) {

@@ -17,8 +17,7 @@ struct Quantize128x128Params {
   int32_t groups;
   int32_t rows;
   int32_t columns;
-  float amax_floor;
-  uint32_t pow2;  // 1: scales are powers of two
+  quant::TileOptions options;
 };
 
 }  // namespace abyssal

@@ -26,7 +26,7 @@
 // loads of a thread (128 bytes) are issued before the first is used; nothing is in shared memory.
 
 #include "quant/quantize_1x128.hpp"
-#include "quant/tile.cuh"
+#include "quant/row_tile.cuh"
 
 namespace abyssal::quantize_1x128 {
 namespace {
@@ -70,35 +70,19 @@ __device__ void quantize(const Quantize1x128Params& params) {
   uint8_t* codes_row = params.codes + row * params.columns;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    // The largest magnitude: of my values, then of the tile's 8 threads.
-    float amax = 0;
+    float values[kPieces][Tile::kValues];
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
       for (int i = 0; i < Tile::kValues; ++i) {
-        amax = hopper::max_or_nan(amax, fabsf(Value::widen(x[tile][piece].bits[i])));
+        values[piece][i] = x[tile][piece].value(i);
       }
     }
-#pragma unroll
-    for (int distance = kThreadsPerTile / 2; distance > 0; distance /= 2) {
-      amax = hopper::max_or_nan(amax, __shfl_xor_sync(0xFFFFFFFF, amax, distance));
-    }
-
-    // Scale and codes.
-    const quant::TileScale scale(amax, params.amax_floor, params.pow2);
-#pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const auto& bits = x[tile][piece].bits;
-      uint32_t codes[Tile::kValues / 4];
-#pragma unroll
-      for (int i = 0; i < Tile::kValues; i += 4) {
-        codes[i / 4] = scale.encode(Value::widen(bits[i]), Value::widen(bits[i + 1]),
-                                    Value::widen(bits[i + 2]), Value::widen(bits[i + 3]));
-      }
-      quant::store_codes<kAligned>(codes_row, column_of(tile, piece), columns, codes);
-    }
+    const float scale = quant::quantize_row_tile<kThreadsPerTile, kAligned>(
+        values, codes_row, columns, [&](int piece) { return column_of(tile, piece); },
+        params.options);
     if (lane == 0 and (first_tile + tile) * kTile < columns) {
-      params.scale[(first_tile + tile) * params.scale_pitch + row] = scale.stored();
+      params.scale[(first_tile + tile) * params.scale_pitch + row] = scale;
     }
   }
 }

@@ -15,8 +15,7 @@ struct Quantize1x128Params {
   int64_t scale_pitch;   // values, >= rows
   int32_t rows;
   int32_t columns;
-  float amax_floor;
-  uint32_t pow2;  // 1: scales are powers of two
+  quant::TileOptions options;
 };
 
 namespace quantize_1x128 {

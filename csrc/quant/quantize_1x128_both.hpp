@@ -21,8 +21,7 @@ struct Quantize1x128BothParams {
   int32_t rows;
   int32_t columns;
   int32_t groups;
-  float amax_floor;
-  uint32_t pow2;  // 1: scales are powers of two
+  quant::TileOptions options;
 };
 
 }  // namespace abyssal

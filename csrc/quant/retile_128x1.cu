@@ -84,20 +84,22 @@ struct Part {
 
 template <bool kAligned>
 __device__ Part load(const Retile128x1Params& params, const quant::RowBlock& block, int tile) {
-  const int64_t first_row = block.first + Square::group() * Square::kRows;
+  const int row_of_block = Square::group() * Square::kRows;
+  const int64_t first_row = int64_t{block.first} + row_of_block;
   const int column = tile * kTile + Square::piece() * Piece::kValues;
   Part part;
 #pragma unroll
   for (int row = 0; row < Square::kRows; ++row) {
     part.codes[row] = quant::load_piece<quant::E4m3, kAligned>(
         params.codes + (first_row + row) * params.row_stride, column,
-        first_row + row < block.end ? params.columns : 0);
+        row_of_block + row < block.rows ? params.columns : 0);
   }
   // A row's scale is loaded by one thread and given to the others that hold pieces of it.
   static_assert(Square::kPieces == Square::kRows, "one thread for each row of the group");
-  const int64_t my_row = first_row + Square::piece();
   float mine = 0;
-  if (my_row < block.end) mine = params.scale[tile * params.scale_pitch + my_row] * 0.5f;
+  if (row_of_block + Square::piece() < block.rows) {
+    mine = params.scale[tile * params.scale_pitch + first_row + Square::piece()] * 0.5f;
+  }
 #pragma unroll
   for (int row = 0; row < Square::kRows; ++row) {
     part.half_scale[row] = __shfl_sync(0xFFFFFFFF, mine, row, Square::kPieces);
@@ -149,7 +151,7 @@ __device__ void retile(const Retile128x1Params& params, SharedMemory& shared) {
   const int tile = blockIdx.x % tiles_in_row;
   const quant::RowBlock block =
       quant::find_row_block(params.offsets, params.groups, params.rows, number);
-  if (block.first >= block.end or not block.in_group) return;
+  if (not block.in_group) return;
 
   Part part = load<kAligned>(params, block, tile);
   reduce_columns(part, shared);

@@ -30,8 +30,8 @@ struct Square {
   static constexpr int kWarps = kThreads / 32;
   static_assert(kPieces >= 8 and kPieces <= 32, "a warp holds whole rows");
 
-  static __device__ int group() { return threadIdx.x / kPieces; }
-  static __device__ int piece() { return threadIdx.x % kPieces; }
+  static __device__ int group(int thread = threadIdx.x) { return thread / kPieces; }
+  static __device__ int piece(int thread = threadIdx.x) { return thread % kPieces; }
 
   // Of each thread's `amax`, its maxima of each row: that of row `threadIdx.x % 8` of the group.
   static __device__ float reduce_rows(float (&amax)[kRows]) {
@@ -107,7 +107,9 @@ struct Square {
     constexpr int kInColumn = kTile / 16;
 #pragma unroll
     for (int pass = 0; pass < kTile * kInColumn / kThreads; ++pass) {
-      const int index = pass * kThreads + threadIdx.x;
+      // Or places would be kept for a next matrix, in registers that are not there.
+      int index = pass * kThreads + threadIdx.x;
+      hopper::unlearn(index);
       const int column = index / kInColumn, row = index % kInColumn * 16;
       if (column >= columns or row >= rows) continue;
       const uint4 sixteen = codes.sixteen(column, row / 16);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "hopper/compiler.cuh"
+#include "hopper/convert.cuh"
 #include "hopper/fp8.cuh"
 #include "hopper/math.cuh"
 #include "hopper/memory.cuh"
@@ -14,14 +15,17 @@ namespace abyssal::quant {
 
 inline constexpr float kNan = __builtin_nanf("");  // 0x7FC00000
 
+// Types of values. widen: number `index` of a word, as FP32.
 struct Bf16 {
   using Bits = uint16_t;
-  static __device__ float widen(Bits bits) { return __uint_as_float(uint32_t{bits} << 16); }
+  static __device__ float widen(uint32_t word, int index) {
+    return __uint_as_float(index == 0 ? word << 16 : word & 0xFFFF0000);
+  }
 };
 
 struct Fp32 {
   using Bits = uint32_t;
-  static __device__ float widen(Bits bits) { return __uint_as_float(bits); }
+  static __device__ float widen(uint32_t word, int) { return __uint_as_float(word); }
 };
 
 struct E4m3 {
@@ -33,7 +37,13 @@ template <typename Value>
 union Piece {
   static constexpr int kValues = 16 / sizeof(typename Value::Bits);
   uint4 words;
+  uint32_t word[4];
   typename Value::Bits bits[kValues];
+
+  __device__ float value(int i) const {
+    constexpr int kInWord = kValues / 4;
+    return Value::widen(word[i / kInWord], i % kInWord);
+  }
 };
 
 // As hopper::unlearn. nvcc 13.0 otherwise keeps the FP32 values of a thread from their first use to
@@ -42,6 +52,20 @@ template <typename Value, int kCount>
 __device__ void unlearn(Piece<Value> (&pieces)[kCount]) {
 #pragma unroll
   for (Piece<Value>& piece : pieces) hopper::unlearn(piece.words);
+}
+
+// The values, rounded to the type.
+template <typename Value>
+__device__ Piece<Value> to_piece(const float (&values)[Piece<Value>::kValues]) {
+  Piece<Value> piece;
+  if constexpr (sizeof(typename Value::Bits) == 2) {
+    const auto pair = [&](int i) { return hopper::to_bf16x2(values[2 * i], values[2 * i + 1]); };
+    piece.words = make_uint4(pair(0), pair(1), pair(2), pair(3));
+  } else {
+    const auto word = [&](int i) { return __float_as_uint(values[i]); };
+    piece.words = make_uint4(word(0), word(1), word(2), word(3));
+  }
+  return piece;
 }
 
 // The values from `column` on of a row that has `columns`; 0 beyond. If kAligned, a piece is
@@ -59,6 +83,20 @@ __device__ Piece<Value> load_piece(const typename Value::Bits* row, int column, 
     }
   }
   return piece;
+}
+
+// Stores a piece as far as it is inside; kAligned as for load_piece.
+template <typename Value, bool kAligned>
+__device__ void store_piece(typename Value::Bits* row, int column, int columns,
+                            const Piece<Value>& piece) {
+  if constexpr (kAligned) {
+    if (column < columns) hopper::store_once(row + column, piece.words);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Piece<Value>::kValues; ++i) {
+      if (column + i < columns) row[column + i] = piece.bits[i];
+    }
+  }
 }
 
 // Stores the codes of a piece, 16, 8 or 4 bytes, as far as they are inside. If kAligned, they are
@@ -93,10 +131,10 @@ __device__ inline float round_up_to_power_of_two(float value) {
 // The scale of a tile with this amax (NaN if the tile holds one), and its codes.
 class TileScale {
  public:
-  __device__ TileScale(float amax, float amax_floor, bool pow2)
+  __device__ TileScale(float amax, TileOptions options)
       : finite_(amax < __uint_as_float(0x7F800000)) {
-    scale_ = __fdiv_rn(fmaxf(amax, amax_floor), hopper::kE4m3Max);
-    if (pow2) scale_ = round_up_to_power_of_two(scale_);
+    scale_ = __fdiv_rn(fmaxf(amax, options.amax_floor), hopper::kE4m3Max);
+    if (options.pow2) scale_ = round_up_to_power_of_two(scale_);
     if (amax == 0) scale_ = 1.0f;
     inverse_ = __frcp_rn(scale_);
   }

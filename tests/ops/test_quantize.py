@@ -8,7 +8,7 @@ import abyssal
 from abyssal import ops
 from abyssal.errors import InputError
 from abyssal.ops.block_scaled import BlockScaled
-from abyssal.ops.quantize import scale_strides_1x128
+from abyssal.ops.tiles import scale_strides_1x128
 from tests.ops.quantiser_model import encode
 
 SHAPES = [

@@ -10,7 +10,7 @@ import abyssal
 from abyssal import ops, runtime
 from abyssal.errors import InputError
 from abyssal.ops.block_scaled import BlockScaled
-from abyssal.ops.quantize import scale_strides_1x128
+from abyssal.ops.tiles import scale_strides_1x128
 from tests.ops.quantiser_model import (
     FLOOR,
     POSITIVE,

@@ -9,7 +9,7 @@ import abyssal
 from abyssal import ops
 from abyssal.errors import InputError
 from abyssal.ops.block_scaled import BlockScaled
-from abyssal.ops.quantize import scale_strides_1x128
+from abyssal.ops.tiles import scale_strides_1x128
 from tests.ops.gemm_cases import activations, assert_right, expected, generator, same_bits
 
 DTYPES = [torch.bfloat16, torch.float32]

@@ -13,10 +13,17 @@ from abyssal.ops.linear import fp8_linear
 from abyssal.ops.quantize import quantize_1x128
 from abyssal.ops.quantize_transposed import quantize_1x128_both, retile_128x1
 from abyssal.ops.quantize_weight import quantize_128x128
+from abyssal.ops.rms_norm_quantize import rms_norm_quantize
+from abyssal.ops.swiglu_quantize import (
+    SwigluGradients,
+    swiglu_quantize,
+    swiglu_quantize_backward,
+)
 from abyssal.ops.warmup import warmup
 
 __all__ = [
     "BlockScaled",
+    "SwigluGradients",
     "backend",
     "fp8_gemm",
     "fp8_grouped_gemm",
@@ -27,5 +34,8 @@ __all__ = [
     "quantize_1x128_both",
     "quantize_128x128",
     "retile_128x1",
+    "rms_norm_quantize",
+    "swiglu_quantize",
+    "swiglu_quantize_backward",
     "warmup",
 ]

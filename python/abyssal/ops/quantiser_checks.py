@@ -78,6 +78,21 @@ def check_block_scaled(
     return matrix
 
 
+def check_contiguous(
+    name: str, tensor: object, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """A plain tensor that has exactly this form."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise InputError(
+            f"{name} must be {dtype} {list(shape)}, contiguous, not {tensor.dtype} "
+            f"{list(tensor.shape)} with strides {tensor.stride()}"
+        )
+    if tensor.device != device:
+        raise InputError(f"{name} is on {tensor.device} and must be on {device}")
+
+
 def check_layout(
     name: str, tensor: Tensor, shape: Sequence[int], strides: Sequence[int] | None = None
 ) -> None:

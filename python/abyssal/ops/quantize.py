@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from abyssal import runtime
 from abyssal.ops.backend import choose_backend, launch_target
-from abyssal.ops.block_scaled import BlockScaled, unchecked
-from abyssal.ops.quantiser_checks import (
-    check_block_scaled,
-    check_layout,
-    check_options,
-    check_x,
-)
+from abyssal.ops.block_scaled import BlockScaled
+from abyssal.ops.quantiser_checks import check_options, check_x
 from abyssal.ops.registration import define
+from abyssal.ops.tiles import check_rowwise, empty_rowwise, matrix, nothing, scale_pitch
 from abyssal.reference import quantize as reference
-from abyssal.reference.quantize import AMAX_FLOOR, TILE
-
-BLOCK_1X128 = (1, TILE)
+from abyssal.reference.quantize import AMAX_FLOOR
 
 
 def quantize_1x128(
@@ -55,38 +47,14 @@ def quantize_1x128(
     backend = choose_backend(x)
     if out is None:
         data, scale = torch.ops.abyssal.quantize_1x128(x.detach(), pow2, amax_floor, backend)
-        return unchecked(data, scale, BLOCK_1X128, axis=1)
-    _check_out(out, x)
+        return matrix(data, scale)
+    check_rowwise("out", out, x.shape, x.device)
     torch.ops.abyssal.quantize_1x128_out(x.detach(), out.data, out.scale, pow2, amax_floor, backend)
     return out
 
 
-def scale_strides_1x128(rows: int) -> tuple[int, int]:
-    """Strides of a scale [rows, tiles]: columns begin at multiples of 16 bytes, as TMA needs."""
-    return 1, math.ceil(rows / 4) * 4
-
-
-def _check_out(out: BlockScaled, x: Tensor) -> None:
-    rows, columns = x.shape
-    check_block_scaled("out", out, BLOCK_1X128, x.device)
-    check_layout("out.data", out.data, (rows, columns))
-    check_layout("out.scale", out.scale, _scale_shape(x), scale_strides_1x128(rows))
-
-
-def _scale_shape(x: Tensor) -> tuple[int, int]:
-    rows, columns = x.shape
-    return rows, (columns + TILE - 1) // TILE
-
-
-def _empty_like_result(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    data = x.new_empty((rows, columns), dtype=torch.float8_e4m3fn)
-    scale = x.new_empty_strided(_scale_shape(x), scale_strides_1x128(rows), dtype=torch.float32)
-    return data, scale
-
-
 def _functional(x: Tensor, pow2: bool, amax_floor: float, backend: str) -> tuple[Tensor, Tensor]:
-    data, scale = _empty_like_result(x)
+    data, scale = empty_rowwise(x, x.shape)
     _into(x, data, scale, pow2, amax_floor, backend)
     return data, scale
 
@@ -109,7 +77,7 @@ def _into(
         data.data_ptr(),
         scale.data_ptr(),
         x.stride(0),
-        scale.stride(1),
+        scale_pitch(scale),
         rows,
         columns,
         amax_floor,
@@ -118,7 +86,7 @@ def _into(
 
 
 def _fake(x: Tensor, pow2: bool, amax_floor: float, backend: str) -> tuple[Tensor, Tensor]:
-    return _empty_like_result(x)
+    return empty_rowwise(x, x.shape)
 
 
 define(
@@ -130,5 +98,5 @@ define(
     "quantize_1x128_out(Tensor x, Tensor(a!) data, Tensor(b!) scale, bool pow2, "
     "float amax_floor, str backend) -> ()",
     _into,
-    fake=lambda *arguments: None,
+    fake=nothing,
 )

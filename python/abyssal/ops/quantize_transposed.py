@@ -15,20 +15,29 @@ from torch import Tensor
 from abyssal import runtime
 from abyssal.errors import InputError
 from abyssal.ops.backend import choose_backend, launch_target
-from abyssal.ops.block_scaled import BlockScaled, unchecked
+from abyssal.ops.block_scaled import BlockScaled
 from abyssal.ops.quantiser_checks import (
     MOST_COLUMNS,
     MOST_ROWS,
     check_block_scaled,
-    check_layout,
     check_offsets,
     check_options,
     check_x,
 )
-from abyssal.ops.quantize import BLOCK_1X128, scale_strides_1x128
 from abyssal.ops.registration import define
+from abyssal.ops.tiles import (
+    BLOCK_1X128,
+    check_rowwise,
+    check_transposed,
+    empty_rowwise,
+    empty_transposed,
+    matrix,
+    nothing,
+    scale_pitch,
+    write_groups,
+)
 from abyssal.reference import quantize as reference
-from abyssal.reference.quantize import AMAX_FLOOR, TILE, transposed_columns
+from abyssal.reference.quantize import AMAX_FLOOR
 
 
 def quantize_1x128_both(
@@ -71,18 +80,14 @@ def quantize_1x128_both(
             x.detach(), offsets, pow2, amax_floor, backend
         )
         return (
-            unchecked(data, scale, BLOCK_1X128, axis=1),
-            unchecked(data_t, scale_t, BLOCK_1X128, axis=1),
+            matrix(data, scale),
+            matrix(data_t, scale_t),
         )
     if not isinstance(out, tuple) or len(out) != 2:
         raise InputError(f"out must be a pair of BlockScaled, not {type(out).__name__}")
     rowwise, transposed = out
-    rows, columns = x.shape
-    tiles = (columns + TILE - 1) // TILE
-    check_block_scaled("out[0]", rowwise, BLOCK_1X128, x.device)
-    check_layout("out[0].data", rowwise.data, (rows, columns))
-    check_layout("out[0].scale", rowwise.scale, (rows, tiles), scale_strides_1x128(rows))
-    _check_transposed("out[1]", transposed, x, offsets)
+    check_rowwise("out[0]", rowwise, x.shape, x.device)
+    check_transposed("out[1]", transposed, x.shape, offsets, x.device)
     torch.ops.abyssal.quantize_1x128_both_out(
         x.detach(),
         offsets,
@@ -129,8 +134,8 @@ def retile_128x1(
     codes, scale = q.data.detach(), q.scale.detach()
     if out is None:
         data_t, scale_t = torch.ops.abyssal.retile_128x1(codes, scale, offsets, backend)
-        return unchecked(data_t, scale_t, BLOCK_1X128, axis=1)
-    _check_transposed("out", out, q.data, offsets)
+        return matrix(data_t, scale_t)
+    check_transposed("out", out, q.shape, offsets, q.device)
     torch.ops.abyssal.retile_128x1_out(codes, scale, offsets, out.data, out.scale, backend)
     return out
 
@@ -152,53 +157,6 @@ def _check_q(q: BlockScaled) -> None:
         )
 
 
-def _check_transposed(name: str, out: BlockScaled, x: Tensor, offsets: Tensor | None) -> None:
-    rows, columns = x.shape
-    pitch = transposed_columns(rows, offsets)
-    check_block_scaled(name, out, BLOCK_1X128, x.device)
-    check_layout(f"{name}.data", out.data, (columns, pitch))
-    check_layout(f"{name}.scale", out.scale, (columns, pitch // TILE), scale_strides_1x128(columns))
-    # Fake tensors, inside torch.compile, have no address: the launch refuses theirs.
-    if not torch.compiler.is_compiling() and out.data.data_ptr() % 16 != 0:
-        raise InputError(f"{name}.data must begin at a multiple of 16 bytes")
-
-
-def _empty_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    tiles = (columns + TILE - 1) // TILE
-    data = x.new_empty((rows, columns), dtype=torch.float8_e4m3fn)
-    strides = scale_strides_1x128(rows)
-    return data, x.new_empty_strided((rows, tiles), strides, dtype=torch.float32)
-
-
-def _empty_transposed(x: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    pitch = transposed_columns(rows, offsets)
-    data = x.new_empty((columns, pitch), dtype=torch.float8_e4m3fn)
-    shape, strides = (columns, pitch // TILE), scale_strides_1x128(columns)
-    return data, x.new_empty_strided(shape, strides, dtype=torch.float32)
-
-
-def _pitch(scale: Tensor) -> int:
-    """How far apart columns of a scale are; any number where there is only one."""
-    return max(scale.stride(1), scale.shape[0])
-
-
-def _write_groups(
-    result: tuple[Tensor, Tensor], data: Tensor, scale: Tensor, rows: int, offsets: Tensor | None
-) -> None:
-    """Copies what belongs to a group, as kernels do: the rest stays as it is."""
-    if offsets is None:
-        data.copy_(result[0])
-        scale.copy_(result[1])
-        return
-    _, group = reference.transposed_rows(rows, offsets)
-    inside = group >= 0
-    codes, old = result[0].view(torch.uint8), data.view(torch.uint8)
-    old.copy_(torch.where(inside, codes, old))
-    scale.copy_(torch.where(inside[::TILE], result[1], scale))
-
-
 def _both_into(
     x: Tensor,
     offsets: Tensor | None,
@@ -217,7 +175,7 @@ def _both_into(
         )
         data.copy_(rowwise[0])
         scale.copy_(rowwise[1])
-        _write_groups(transposed, data_t, scale_t, rows, offsets)
+        write_groups(transposed, data_t, scale_t, rows, offsets)
         return
     used = (x, data, scale, data_t, scale_t) + (() if offsets is None else (offsets,))
     target = launch_target(backend, *used)
@@ -232,9 +190,9 @@ def _both_into(
         scale_t.data_ptr(),
         0 if offsets is None else offsets.data_ptr(),
         x.stride(0),
-        _pitch(scale),
+        scale_pitch(scale),
         data_t.shape[1],
-        _pitch(scale_t),
+        scale_pitch(scale_t),
         rows,
         columns,
         0 if offsets is None else offsets.shape[0] - 1,
@@ -246,7 +204,7 @@ def _both_into(
 def _both(
     x: Tensor, offsets: Tensor | None, pow2: bool, amax_floor: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = (*_empty_rowwise(x), *_empty_transposed(x, offsets))
+    results = (*empty_rowwise(x, x.shape), *empty_transposed(x, x.shape, offsets))
     _both_into(x, offsets, *results, pow2, amax_floor, backend)
     return results
 
@@ -254,7 +212,7 @@ def _both(
 def _both_fake(
     x: Tensor, offsets: Tensor | None, pow2: bool, amax_floor: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*_empty_rowwise(x), *_empty_transposed(x, offsets))
+    return (*empty_rowwise(x, x.shape), *empty_transposed(x, x.shape, offsets))
 
 
 def _retile_into(
@@ -268,7 +226,7 @@ def _retile_into(
     rows, columns = codes.shape
     if backend == "reference":
         result = reference.retile_128x1(codes, scale, offsets)
-        _write_groups(result, data_t, scale_t, rows, offsets)
+        write_groups(result, data_t, scale_t, rows, offsets)
         return
     used = (codes, scale, data_t, scale_t) + (() if offsets is None else (offsets,))
     target = launch_target(backend, *used)
@@ -281,9 +239,9 @@ def _retile_into(
         scale_t.data_ptr(),
         0 if offsets is None else offsets.data_ptr(),
         codes.stride(0),
-        _pitch(scale),
+        scale_pitch(scale),
         data_t.shape[1],
-        _pitch(scale_t),
+        scale_pitch(scale_t),
         rows,
         columns,
         0 if offsets is None else offsets.shape[0] - 1,
@@ -293,7 +251,7 @@ def _retile_into(
 def _retile(
     codes: Tensor, scale: Tensor, offsets: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    results = _empty_transposed(codes, offsets)
+    results = empty_transposed(codes, codes.shape, offsets)
     _retile_into(codes, scale, offsets, *results, backend)
     return results
 
@@ -301,11 +259,7 @@ def _retile(
 def _retile_fake(
     codes: Tensor, scale: Tensor, offsets: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _empty_transposed(codes, offsets)
-
-
-def _nothing(*arguments: object) -> None:
-    """What an op does to fake tensors that it overwrites."""
+    return empty_transposed(codes, codes.shape, offsets)
 
 
 define(
@@ -318,7 +272,7 @@ define(
     "quantize_1x128_both_out(Tensor x, Tensor? offsets, Tensor(a!) data, Tensor(b!) scale, "
     "Tensor(c!) data_t, Tensor(d!) scale_t, bool pow2, float amax_floor, str backend) -> ()",
     _both_into,
-    fake=_nothing,
+    fake=nothing,
 )
 define(
     "retile_128x1(Tensor codes, Tensor scale, Tensor? offsets, str backend) -> (Tensor, Tensor)",
@@ -329,5 +283,5 @@ define(
     "retile_128x1_out(Tensor codes, Tensor scale, Tensor? offsets, Tensor(a!) data_t, "
     "Tensor(b!) scale_t, str backend) -> ()",
     _retile_into,
-    fake=_nothing,
+    fake=nothing,
 )
