@@ -24,6 +24,7 @@ FUNCTIONS: dict[str, tuple[Function, str, Tolerance | None, bool]] = {
     "math_exp2": (np.exp2, "exponents", Tolerance(2.5 * ULP), True),
     "math_log2": (np.log2, "any", Tolerance(2.0**-22, 2.0**-22), True),
     "math_reciprocal": (lambda x: 1 / x, "any", Tolerance(1.5 * ULP), True),
+    "math_reciprocal_rounded": (lambda x: 1 / x, "inverses", None, False),
     "math_rsqrt": (lambda x: 1 / np.sqrt(x), "any", Tolerance(2.0**-22.9 + ULP / 2), True),
     "math_sqrt": (np.sqrt, "any", Tolerance(1.5 * ULP), True),
     "math_sin": (np.sin, "angles", Tolerance(0, 2.0**-20.5), True),
@@ -84,6 +85,13 @@ def numbers(random: np.random.Generator, kind: str, count: int) -> np.ndarray:
         specials = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, -1e-30, 3.1415927, 1.5707964]
     elif kind == "moderate":
         values = random.standard_normal(count) * np.exp2(random.integers(-20, 5, count))
+    elif kind == "inverses":
+        values = np.ldexp(random.uniform(0.5, 1, count), random.integers(-125, 127, count))
+        values *= random.choice([1, -1], count)
+        # Next to powers of two, from below and above: inverses next to ties.
+        powers = np.exp2(random.integers(-124, 126, count // 2))
+        values[: count // 2] = powers * (1 - 2.0**-24) * random.choice([1, -1], count // 2)
+        specials = [1.0, -1.0, 3.0, 2.0**-126, 2.0**125, 1 + 2.0**-23, 2 - 2.0**-23]
     else:
         values = np.ldexp(random.uniform(0.5, 1, count), random.integers(-60, 60, count))
         values *= random.choice([1, -1], count)

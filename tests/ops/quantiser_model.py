@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import torch
 
+from abyssal import runtime
 from abyssal.ops.block_scaled import BlockScaled
 
 FLOOR = 448 * 2.0**-126
@@ -92,3 +93,23 @@ def poisoned_transposed(rows: int, columns: int, groups: int | None, device) -> 
     tiles = -(-rows // 128) if groups is None else rows // 128 + groups
     pitch = -(-columns // 4) * 4
     return poisoned((columns, 128 * tiles), (columns, tiles), (1, pitch), device)
+
+
+def add_up(terms) -> np.ndarray:
+    """Arrays added one after the other, from 0."""
+    total = np.zeros_like(terms[0])
+    for term in terms:
+        total = total + term
+    return total
+
+
+def add_pairs(x: np.ndarray) -> np.ndarray:
+    """The last dimension, a power of two long: neighbours added, then neighbouring sums, ..."""
+    while x.shape[-1] > 1:
+        x = x[..., ::2] + x[..., 1::2]
+    return x[..., 0]
+
+
+def emulated_and_reference() -> list[str]:
+    """The backends of CPU tensors, for tests that choose one themselves."""
+    return ["reference"] + ["emulator"] * (runtime.why_not_emulator() is None)

@@ -14,6 +14,7 @@ from abyssal.reference.quantize import transposed_group_start
 from tests.ops.quantiser_model import (
     as_bytes,
     blocks_of_groups,
+    emulated_and_reference,
     poisoned_rowwise,
     poisoned_transposed,
     quantize_tiles,
@@ -101,15 +102,9 @@ def test_any_groups(data):
     columns = data.draw(st.integers(1, 140))
     x = random_values((rows, columns), torch.bfloat16, "cpu", data.draw(st.integers(0, 99)))
     out = poisoned(x, len(cuts))
-    with abyssal.backend(data.draw(st.sampled_from(_emulated_and_reference()))):
+    with abyssal.backend(data.draw(st.sampled_from(emulated_and_reference()))):
         ops.quantize_1x128_both(x, int32([0, *cuts], "cpu"), out=out)
     check(x, out, [0, *cuts])
-
-
-def _emulated_and_reference():
-    from abyssal import runtime
-
-    return ["reference"] + ["emulator"] * (runtime.why_not_emulator() is None)
 
 
 @pytest.mark.parametrize("policy", ["late", "early", "random"])

@@ -48,7 +48,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     for step in range(1, squares.shape[1]):
         total = total + squares[:, step]
     mean = sum_neighbours(total) / torch.full_like(total[:, 0], columns)
-    inverse_rms = (mean + torch.full_like(mean, eps)).sqrt().reciprocal()
+    # Through float64, whose root rounds to the nearest float32 even if it is itself a unit of the
+    # last place off: torch's float32 roots on CPUs are not always the nearest (torch 2.13, MKL).
+    root = (mean + torch.full_like(mean, eps)).double().sqrt().float()
+    inverse_rms = root.reciprocal()
     normalized = wide * inverse_rms[:, None]
     if weight.dtype == x.dtype:
         normalized = normalized.to(x.dtype).float()

@@ -18,6 +18,7 @@ using namespace abyssal::hopper;
 ENTRY(math_exp2, exp2_approx(x))
 ENTRY(math_log2, log2_approx(x))
 ENTRY(math_reciprocal, reciprocal_approx(x))
+ENTRY(math_reciprocal_rounded, reciprocal(x))
 ENTRY(math_rsqrt, rsqrt_approx(x))
 ENTRY(math_sqrt, sqrt_approx(x))
 ENTRY(math_sin, sin_approx(x))
