@@ -123,14 +123,15 @@ __device__ quant::Piece<Value> normalize(const quant::Piece<Value>& x, float inv
     const auto* weight = static_cast<const uint32_t*>(params.weight);
 #pragma unroll
     for (int four = 0; four < kValues; four += 4) {
-      const auto piece = quant::load_piece<quant::Fp32, kAligned>(weight, column + four, columns);
+      const auto piece =
+          quant::load_piece<quant::Fp32, kAligned, false>(weight, column + four, columns);
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[four + i] = __fmul_rn(piece.value(i), y[four + i]);
     }
   } else if constexpr (sizeof(typename Value::Bits) == 2) {
     // BF16 times BF16: the first factor is rounded, too.
     const auto* weight = static_cast<const typename Value::Bits*>(params.weight);
-    const auto piece = quant::load_piece<Value, kAligned>(weight, column, columns);
+    const auto piece = quant::load_piece<Value, kAligned, false>(weight, column, columns);
     const auto rounded = quant::to_piece<Value>(y);
 #pragma unroll
     for (int i = 0; i < kValues; ++i) y[i] = __fmul_rn(piece.value(i), rounded.value(i));
@@ -203,13 +204,15 @@ __device__ void run(const RmsNormQuantizeParams& params) {
 
 // Aligned: rows of x and of normalized and the weight start at multiples of 16 bytes, rows of codes
 // at multiples of 8 (BF16) or 4, and a row fits the registers of its threads. Unaligned: any shape.
-// The second bound: 80 registers, so that 96 KB of loads are in flight on a multiprocessor.
-#define ABYSSAL_ENTRY(name, Value, kLanes, kAligned)                                        \
-  extern "C" __global__ void __launch_bounds__(                                             \
-      abyssal::rms_norm_quantize::Layout<kLanes, sizeof(Value::Bits)>::kBlockThreads,       \
-      768 / abyssal::rms_norm_quantize::Layout<kLanes, sizeof(Value::Bits)>::kBlockThreads) \
-      name(const __grid_constant__ abyssal::RmsNormQuantizeParams params) {                 \
-    abyssal::rms_norm_quantize::run<Value, kLanes, kAligned>(params);                       \
+// The second bound, if aligned: 80 registers, so that 96 KB of loads are in flight on a
+// multiprocessor.
+#define ABYSSAL_ENTRY(name, Value, kLanes, kAligned)                                             \
+  extern "C" __global__ void __launch_bounds__(                                                  \
+      abyssal::rms_norm_quantize::Layout<kLanes, sizeof(Value::Bits)>::kBlockThreads,            \
+      (kAligned)                                                                                 \
+          ? 768 / abyssal::rms_norm_quantize::Layout<kLanes, sizeof(Value::Bits)>::kBlockThreads \
+          : 1) name(const __grid_constant__ abyssal::RmsNormQuantizeParams params) {             \
+    abyssal::rms_norm_quantize::run<Value, kLanes, kAligned>(params);                            \
   }
 
 using abyssal::quant::Bf16;

@@ -69,13 +69,16 @@ __device__ Piece<Value> to_piece(const float (&values)[Piece<Value>::kValues]) {
 }
 
 // The values from `column` on of a row that has `columns`; 0 beyond. If kAligned, a piece is
-// 16-byte aligned and either inside or outside.
-template <typename Value, bool kAligned>
+// 16-byte aligned and either inside or outside. kOnce: nobody will read them again.
+template <typename Value, bool kAligned, bool kOnce = true>
 __device__ Piece<Value> load_piece(const typename Value::Bits* row, int column, int columns) {
   Piece<Value> piece;
   piece.words = make_uint4(0, 0, 0, 0);
   if constexpr (kAligned) {
-    if (column < columns) piece.words = hopper::load_once(row + column);
+    if (column < columns) {
+      const auto* from = reinterpret_cast<const uint4*>(row + column);
+      piece.words = kOnce ? hopper::load_once(from) : __ldg(from);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < Piece<Value>::kValues; ++i) {

@@ -12,7 +12,15 @@ from abyssal import runtime
 from abyssal.emulator import In, Out
 from abyssal.reference.quantize import AMAX_FLOOR, transposed_columns
 
-KERNELS = ("quantize_1x128_both", "quantize_128x128", "retile_128x1")
+KERNELS = (
+    "quantize_1x128_both",
+    "quantize_128x128",
+    "retile_128x1",
+    "rms_norm_quantize",
+    "swiglu_quantize_backward",
+)
+
+SWIGLU_SHARED_BYTES = 22080 + 2 * 32768  # csrc/quant/swiglu_quantize_backward.hpp
 
 
 def ptx() -> dict[str, str]:
@@ -144,3 +152,79 @@ def retile(
         buffers=[In(codes), In(scale), Out(codes_t), Out(scale_t), In(offsets)],
     )
     return {"codes_t": codes_t, "scale_t": scale_t}
+
+
+def rms_norm(load, x: np.ndarray, weight: np.ndarray, suffix: str) -> dict[str, np.ndarray]:
+    """x [T, K] and weight [K]: BF16 as uint16, or float32. T is a multiple of 4."""
+    rows, columns = x.shape
+    codes = _full(x.shape, 0xA5, np.uint8)
+    scale = _full((-(-columns // 128), rows), -1, np.float32)
+    normalized, inverse = _full(x.shape, 1, x.dtype), _full(rows, -1, np.float32)
+    buffers = (x, weight, codes, scale, normalized, inverse)
+    params = _bytes(
+        "6Q2q2ifIfI",
+        *buffers,
+        columns,
+        rows,
+        rows,
+        columns,
+        1e-6,
+        weight.itemsize == 4,
+        AMAX_FLOOR,
+        0,
+    )
+    threads = (256 if columns <= 2048 else 1024) * x.itemsize // 16
+    block = max(threads, 128)
+    load("rms_norm_quantize").launch(
+        f"rms_norm_quantize_{suffix}",
+        rows * threads // block,
+        block,
+        [params],
+        buffers=[In(x), In(weight), Out(codes), Out(scale), Out(normalized), Out(inverse)],
+    )
+    return {"codes": codes, "scale": scale, "normalized": normalized, "inverse": inverse}
+
+
+def swiglu_backward(
+    load, dy: np.ndarray, gate_up: np.ndarray, row_weight: np.ndarray, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """dy [T, I] and gate_up [T, 2 I]: BF16 as uint16. T is a multiple of 4."""
+    rows, columns = dy.shape
+    groups, squares = len(offsets) - 1, columns // 128
+    pitch = transposed_columns(rows, torch.from_numpy(offsets))
+    codes = _full((rows, 2 * columns), 0xA5, np.uint8)
+    scale = _full((2 * squares, rows), -1, np.float32)
+    codes_t, scale_t = _transposed(2 * columns, pitch)
+    h_codes_t, h_scale_t = _transposed(columns, pitch)
+    of_rows = _full(rows, -1, np.float32)
+    inputs = (dy, gate_up, row_weight, offsets)
+    outputs = (codes, scale, codes_t, scale_t, h_codes_t, h_scale_t, of_rows)
+    cluster = min(8, squares)
+    params = _bytes(
+        "11Q6q4ifI",
+        *inputs,
+        *outputs,
+        columns,
+        2 * columns,
+        rows,
+        pitch,
+        scale_t.shape[1],
+        h_scale_t.shape[1],
+        rows,
+        columns,
+        groups,
+        cluster,
+        AMAX_FLOOR,
+        0,
+    )
+    load("swiglu_quantize_backward").launch(
+        "swiglu_quantize_backward",
+        (rows // 128 + groups) * cluster,
+        256,
+        [params],
+        cluster=cluster,
+        shared_bytes=SWIGLU_SHARED_BYTES,
+        buffers=[*map(In, inputs), *map(Out, outputs)],
+    )
+    names = ("codes", "scale", "codes_t", "scale_t", "h_codes_t", "h_scale_t", "of_rows")
+    return dict(zip(names, outputs, strict=True))

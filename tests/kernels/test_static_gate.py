@@ -33,6 +33,15 @@ class Budget:
     instructions: dict[str, int]
 
 
+# 80 registers are 768 threads on a multiprocessor: 96 KB of loads in flight.
+_NORM_BF16 = {"LDG.E.NA.128.CONSTANT": 8, "LDG.E.128.CONSTANT": 24, "STG.E.64": 8}
+_NORM_FP32 = {
+    "LDG.E.NA.128.CONSTANT": 8,
+    "LDG.E.128.CONSTANT": 8,
+    "STG.E.NA.128": 8,
+    "BAR.SYNC.DEFER_BLOCKING": 1,
+}
+
 # 64 registers are 4 blocks of 256 threads on a multiprocessor: 128 KB of loads in flight.
 #
 # The GEMMs have 384 threads, one block on a multiprocessor: 168 registers each at the launch, which
@@ -96,6 +105,37 @@ BUDGETS = {
             80, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.NA.128": 8, "BAR.SYNC.DEFER_BLOCKING": 3}
         ),
         "retile_128x1_unaligned": Budget(128, {}),
+    },
+    # Loads with NA are of x, others of 16 bytes of the weight, in either type.
+    "rms_norm_quantize": {
+        "rms_norm_quantize_bf16_short": Budget(80, {**_NORM_BF16, "BAR.SYNC.DEFER_BLOCKING": 0}),
+        "rms_norm_quantize_bf16_short_unaligned": Budget(128, {}),
+        "rms_norm_quantize_bf16_long": Budget(80, {**_NORM_BF16, "BAR.SYNC.DEFER_BLOCKING": 1}),
+        "rms_norm_quantize_bf16_long_unaligned": Budget(128, {}),
+        "rms_norm_quantize_fp32_short": Budget(80, _NORM_FP32),
+        "rms_norm_quantize_fp32_short_unaligned": Budget(128, {}),
+        "rms_norm_quantize_fp32_long": Budget(80, _NORM_FP32),
+        "rms_norm_quantize_fp32_long_unaligned": Budget(128, {}),
+    },
+    # FADD and FMUL: 9 and 10 a value of the result, 32 a thread. No FMA but the inverses' two,
+    # for other bits would follow.
+    "swiglu_quantize": {
+        "swiglu_quantize": Budget(
+            64, {"LDG.E.NA.128.CONSTANT": 8, "STG.E.64": 4, "FADD": 288, "FMUL": 320}
+        ),
+        "swiglu_quantize_unaligned": Budget(128, {}),
+    },
+    # Stores of 16 bytes: 4 for each of three transposed matrices.
+    "swiglu_quantize_backward": {
+        "swiglu_quantize_backward": Budget(
+            128,
+            {
+                "LDG.E.NA.128.CONSTANT": 24,
+                "STG.E.64": 16,
+                "STG.E.NA.128": 12,
+                "SHFL.IDX": 16,
+            },
+        ),
     },
 }
 ENTRIES = [(image, entry) for image, entries in BUDGETS.items() for entry in entries]

@@ -1,4 +1,5 @@
-"""Launch description of the quantisers that go through shared memory, for mutation testing.
+"""Launch description of the quantisers, and of the producers with one behind them, that go through
+shared memory, for mutation testing.
 
 The aligned kernels only: the others synchronise in the same lines.
 """
@@ -43,10 +44,30 @@ def retile(load, random):
     return quantiser_launches.retile(load, codes, scale, OFFSETS)
 
 
+def rms_norm(suffix):
+    return lambda load, random: quantiser_launches.rms_norm(
+        load, values(random, (4, 4096), suffix), values(random, (4096,), suffix), f"{suffix}_long"
+    )
+
+
+def swiglu_backward(load, random):
+    """Three squares: a cluster of as many blocks. And as many squares as leave a block two."""
+    results = {}
+    for columns in (384, 1152):
+        dy, gate_up = (values(random, (132, n), "bf16") for n in (columns, 2 * columns))
+        row_weight = random.random(132, np.float32)
+        result = quantiser_launches.swiglu_backward(load, dy, gate_up, row_weight, OFFSETS)
+        results |= {f"{name}_{columns}": array for name, array in result.items()}
+    return results
+
+
 launches = {
     "both_bf16": both("bf16"),
     "both_fp32": both("fp32"),
     "weights_bf16": weights("bf16"),
     "weights_fp32": weights("fp32"),
     "retile": retile,
+    "rms_norm_bf16": rms_norm("bf16"),
+    "rms_norm_fp32": rms_norm("fp32"),
+    "swiglu_backward": swiglu_backward,
 }
