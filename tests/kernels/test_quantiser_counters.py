@@ -1,5 +1,5 @@
-"""What the emulator counts of the quantisers that go through shared memory: no bank conflicts, and
-hardly a sector of global memory that is not needed."""
+"""What the emulator counts of the quantisers that go through shared memory, and of the producers
+with one behind them: no bank conflicts, and hardly a sector of global memory that is not needed."""
 
 import numpy as np
 import pytest
@@ -40,18 +40,35 @@ def retile(load, dtype):
     return quantiser_launches.retile(load, codes, scale, OFFSETS)
 
 
-# Matrices of codes that a kernel writes.
+def rms_norm(load, dtype):
+    weight = quantiser_launches.aligned(values(dtype)[0])
+    return quantiser_launches.rms_norm(load, values(dtype), weight, f"{dtype}_short")
+
+
+def swiglu_backward(load, dtype):
+    gate_up = np.concatenate([values(dtype), values(dtype)], axis=1)
+    of_rows = quantiser_launches.aligned(np.ones(ROWS, np.float32))
+    return quantiser_launches.swiglu_backward(
+        load, values(dtype), quantiser_launches.aligned(gate_up), of_rows, OFFSETS
+    )
+
+
+# `others`: bytes beside x for each of its values.
 @pytest.mark.parametrize(
-    ("kernel", "launch", "dtype", "orientations"),
+    ("kernel", "launch", "dtype", "others"),
     [
         ("quantize_1x128_both", both, "bf16", 2),
         ("quantize_1x128_both", both, "fp32", 2),
         ("quantize_128x128", weights, "bf16", 2),
         ("quantize_128x128", weights, "fp32", 2),
         ("retile_128x1", retile, "fp8", 1),
+        # Codes, normalised values, the weight for each row.
+        ("rms_norm_quantize", rms_norm, "fp32", 1 + 4 + 4),
+        # Of dy: gates and ups, codes of both and of h.
+        ("swiglu_quantize_backward", swiglu_backward, "bf16", 4 + 5),
     ],
 )
-def test_no_bank_conflicts_and_few_sectors(kernel, launch, dtype, orientations):
+def test_no_bank_conflicts_and_few_sectors(kernel, launch, dtype, others):
     module = Device().load_ptx(PTX[kernel])
     launch(lambda stem: module, dtype)
     counted = module.counters.instructions
@@ -60,7 +77,7 @@ def test_no_bank_conflicts_and_few_sectors(kernel, launch, dtype, orientations):
         module.counters
     )
     value_bytes = {"bf16": 2, "fp32": 4, "fp8": 1}[dtype]
-    needed = ROWS * COLUMNS * (value_bytes + orientations) / 32
+    needed = ROWS * COLUMNS * (value_bytes + others) / 32
     sectors = sum(i.global_sectors for i in counted)
     # Scales, offsets, and stores of 16 bytes whose other half of a sector comes with the next.
     assert needed < sectors <= 1.2 * needed
