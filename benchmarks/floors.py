@@ -9,7 +9,8 @@ Columns, and what they are:
               shared memory. On a small problem, per tile and 128 of K (or per value), times how
               many the shape has.
     floor     a count over the datasheet's rate of what does it, of an H200; the least time that
-              any schedule needs. Instructions are PTX's: ptxas may make fewer or more of them.
+              any schedule needs. Instructions are PTX's without moves, most of which only change a
+              type: ptxas may still make fewer or more of them.
               "memory": the least bytes that the op must read and write, for any kernel.
     modelled  what the choice of the tile expects (`abyssal bench gemm --explain`).
     measured  by `python -m benchmarks` on a GPU; empty until then.
@@ -154,7 +155,7 @@ def counts_of_product(
     counters = count(launch)
     return {
         "multiply_adds": counters.products,
-        "instructions": sum(counters.pipes.values()),
+        "instructions": instructions_of(counters),
         "delivered": counters.copies["to_shared"].delivered,
     }
 
@@ -178,7 +179,7 @@ def bandwidth_bound() -> list[dict[str, Any]]:
     found = []
     for name, (launch, values, least_bytes, shapes) in _launches().items():
         counters = count(launch)
-        instructions = sum(counters.pipes.values()) / values
+        instructions = instructions_of(counters) / values
         found += [of_shape(name, shape, instructions, least_bytes) for shape in shapes]
     return found
 
@@ -265,6 +266,10 @@ def count(launch: Callable[[], object]) -> Counters:
         launch()
     assert device.counters is not None
     return device.counters
+
+
+def instructions_of(counters: Counters) -> int:
+    return sum(count for pipe, count in counters.pipes.items() if pipe != "move")
 
 
 # What is shown -----------------------------------------------------------------------------------

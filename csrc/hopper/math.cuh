@@ -4,6 +4,8 @@
 // except tanh, which keeps them. Their bounds are those of the PTX ISA's sections of these names.
 #pragma once
 
+#include <cstdint>
+
 namespace abyssal::hopper {
 
 // "max": the larger of two numbers; NaN if one is NaN (fmaxf would drop it).
@@ -11,6 +13,21 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
   return larger;
+}
+
+// "max": of two pairs of BF16 numbers, the larger magnitudes; NaN if one is NaN. Signs mean
+// nothing.
+__device__ __forceinline__ uint32_t max_magnitudes_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+// "max" and "min": two pairs of BF16 numbers, no less than `low` and no more than `high`; NaN
+// becomes `low`.
+__device__ __forceinline__ uint32_t clamp_bf16x2(uint32_t x, uint32_t low, uint32_t high) {
+  asm("max.bf16x2 %0, %0, %1;\n\tmin.bf16x2 %0, %0, %2;" : "+r"(x) : "r"(low), "r"(high));
+  return x;
 }
 
 // "ex2": 2^x, within 2 units of the last place.

@@ -58,14 +58,17 @@ __device__ void scale_columns(const Part<Value>& part, SquareMemory<Value>& shar
                               int tile, const Transposed& to, TileOptions options) {
   using Square = Part<Value>::Square;
   constexpr int kValues = Piece<Value>::kValues;
-  float amax[kValues] = {};
+  Piece<Value> largest = part.x[0];
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
+  for (int row = 1; row < Square::kRows; ++row) {
 #pragma unroll
-    for (int row = 0; row < Square::kRows; ++row) {
-      amax[i] = hopper::max_or_nan(amax[i], fabsf(part.x[row].value(i)));
+    for (int word = 0; word < 4; ++word) {
+      largest.word[word] = Value::larger(largest.word[word], part.x[row].word[word]);
     }
   }
+  float amax[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) amax[i] = fabsf(largest.value(i));
   Square::reduce_columns(amax, shared.partial);
   __syncthreads();
   if (threadIdx.x < kTile) {

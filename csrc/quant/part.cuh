@@ -31,13 +31,11 @@ template <bool kAligned, typename Value, typename Places>
 __device__ void quantize_row_tiles(Part<Value>& part, const Places& to, TileOptions options) {
   using Square = Part<Value>::Square;
   constexpr int kValues = Piece<Value>::kValues;
-  float amax[Part<Value>::kTiles] = {};
+  float amax[Part<Value>::kTiles];
 #pragma unroll
   for (int tile = 0; tile < Part<Value>::kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      amax[tile] = hopper::max_or_nan(amax[tile], fabsf(part.x[tile].value(i)));
-    }
+    const Piece<Value> mine[] = {part.x[tile]};
+    amax[tile] = largest_magnitude(mine);
   }
   unlearn(part.x);
   const TileScale scale(Square::reduce_rows(amax), options);

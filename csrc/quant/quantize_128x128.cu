@@ -75,15 +75,7 @@ __device__ void quantize(const Quantize128x128Params& params, SharedMemory<Value
   }
 
   // The tile's scale.
-  float amax = 0;
-#pragma unroll
-  for (const Piece& piece : x) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      amax = hopper::max_or_nan(amax, fabsf(piece.value(i)));
-    }
-  }
-  const quant::TileScale scale(reduce(amax, shared.amax), params.options);
+  const quant::TileScale scale(reduce(quant::largest_magnitude(x), shared.amax), params.options);
   if (threadIdx.x == 0) params.scale[blockIdx.x] = scale.stored();
   const float inverse = scale.inverse();
   quant::unlearn(x);

@@ -70,16 +70,8 @@ __device__ void quantize(const Quantize1x128Params& params) {
   uint8_t* codes_row = params.codes + row * params.columns;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    float values[kPieces][Tile::kValues];
-#pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-#pragma unroll
-      for (int i = 0; i < Tile::kValues; ++i) {
-        values[piece][i] = x[tile][piece].value(i);
-      }
-    }
     const float scale = quant::quantize_row_tile<kThreadsPerTile, kAligned>(
-        values, codes_row, columns, [&](int piece) { return column_of(tile, piece); },
+        x[tile], codes_row, columns, [&](int piece) { return column_of(tile, piece); },
         params.options);
     if (lane == 0 and (first_tile + tile) * kTile < columns) {
       params.scale[(first_tile + tile) * params.scale_pitch + row] = scale;

@@ -30,8 +30,8 @@ struct Square {
   static constexpr int kWarps = kThreads / 32;
   static_assert(kPieces >= 8 and kPieces <= 32, "a warp holds whole rows");
 
-  static __device__ int group(int thread = threadIdx.x) { return thread / kPieces; }
-  static __device__ int piece(int thread = threadIdx.x) { return thread % kPieces; }
+  static __device__ int group() { return threadIdx.x / kPieces; }
+  static __device__ int piece() { return threadIdx.x % kPieces; }
 
   // Of each thread's `amax`, its maxima of each row: that of row `threadIdx.x % 8` of the group.
   static __device__ float reduce_rows(float (&amax)[kRows]) {

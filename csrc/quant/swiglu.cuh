@@ -7,12 +7,10 @@
 
 namespace abyssal::quant {
 
-// 1 / (1 + e^-x), relative error below 1e-7 (3 + |x|) from -86 on; below, it stays at 2^-125.
+// 1 / (1 + e^-x) of a clamped x, relative error below 1e-7 (3 + |x|).
 __device__ inline float sigmoid(float x) {
-  // e^-x = 2^t = 2^n 2^r, n the integer next to t. Beyond the bounds of t the sum below is 1, or
-  // its inverse would not be a normal number. NaN comes out as a number: callers multiply
-  // by x.
-  const float t = fminf(fmaxf(__fmul_rn(x, -0x1.715476p+0f), -60.0f), 125.0f);
+  // e^-x = 2^t = 2^n 2^r, n the integer next to t.
+  const float t = __fmul_rn(x, -0x1.715476p+0f);
   constexpr float kShift = 0x1.8p+23f;  // added, it rounds to an integer, in the lowest bits
   const float shifted = __fadd_rn(t, kShift);
   const float r = __fsub_rn(t, __fsub_rn(shifted, kShift));
@@ -26,12 +24,19 @@ __device__ inline float sigmoid(float x) {
   return hopper::reciprocal(__fadd_rn(1.0f, power));
 }
 
+// Two gates in one word, clamped to [-86.5, 41.5]: beyond, the sigmoid is 1, or stays at 2^-124.8,
+// where its inverse is still a normal number. NaN becomes a number: it comes back with the product.
+__device__ inline uint32_t clamp_gates(uint32_t gates) {
+  return hopper::clamp_bf16x2(gates, 0xC2ADC2AD, 0x42264226);
+}
+
 // What the products of SwiGLU and of its gradient share, of one gate.
 struct Silu {
   float sigma;
   float value;
 
-  __device__ explicit Silu(float gate) : sigma(sigmoid(gate)), value(__fmul_rn(gate, sigma)) {}
+  __device__ Silu(float gate, float clamped_gate)
+      : sigma(sigmoid(clamped_gate)), value(__fmul_rn(gate, sigma)) {}
 
   // d silu / d gate
   __device__ float slope() const {

@@ -14,8 +14,8 @@
 // Threads: as quantize_1x128. A block is 256 threads, 32 rows x 2 tiles; a tile is 8 neighbouring
 // threads with 16 values each, in pieces of 16 bytes.
 //
-// Bound by memory, 4 bytes in and 1 + 4/128 out for each value of h; about 45 instructions for
-// each of them are close behind.
+// 4 bytes in and 1 + 4/128 out for each value of h, and about 37 instructions: which of the two is
+// the bound depends on the GPU.
 
 #include "quant/row_tile.cuh"
 #include "quant/swiglu.cuh"
@@ -30,16 +30,17 @@ using Piece = quant::Piece<Bf16>;
 constexpr int kPieces = kTile / kThreadsPerTile / Piece::kValues;
 
 // h of a piece.
-__device__ void swiglu(const Piece& gate, const Piece& up, float row_weight,
-                       float (&h)[Piece::kValues]) {
+__device__ Piece swiglu(const Piece& gate, const Piece& up, float row_weight) {
+  Piece clamped;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) clamped.word[word] = quant::clamp_gates(gate.word[word]);
+  float h[Piece::kValues];
 #pragma unroll
   for (int i = 0; i < Piece::kValues; ++i) {
-    const quant::Silu silu(gate.value(i));
+    const quant::Silu silu(gate.value(i), clamped.value(i));
     h[i] = __fmul_rn(__fmul_rn(silu.value, up.value(i)), row_weight);
   }
-  const Piece rounded = quant::to_piece<Bf16>(h);
-#pragma unroll
-  for (int i = 0; i < Piece::kValues; ++i) h[i] = rounded.value(i);
+  return quant::to_piece<Bf16>(h);
 }
 
 template <bool kAligned>
@@ -79,10 +80,10 @@ __device__ void run(const SwigluQuantizeParams& params) {
 
 #pragma unroll
   for (int tile = 0; tile < kTilesPerThread; ++tile) {
-    float h[kPieces][Piece::kValues];
+    Piece h[kPieces];
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      swiglu(gate[tile][piece], up[tile][piece], row_weight, h[piece]);
+      h[piece] = swiglu(gate[tile][piece], up[tile][piece], row_weight);
     }
     const float scale = quant::quantize_row_tile<kThreadsPerTile, kAligned>(
         h, params.codes + row * params.columns, columns,

@@ -25,8 +25,8 @@
 // pairs of neighbours, neighbouring pairs, and so on; the squares of a block one after the other;
 // the blocks of the cluster one after the other.
 //
-// 6 bytes in and 5 + 5 * 4/128 out for each value of h. About 90 instructions for each of them, of
-// which 12 undo BF16 again: instructions, not memory, may be the bound.
+// 6 bytes in and 5 + 5 * 4/128 out for each value of h, and about 77 instructions: which of the two
+// is the bound depends on the GPU.
 
 #include "hopper/cluster.cuh"
 #include "quant/both.cuh"
@@ -59,11 +59,8 @@ struct Inputs {
 
   __device__ Inputs(const SwigluQuantizeBackwardParams& params, const quant::RowBlock& block,
                     int tile, int row) {
-    // Or places would be kept for the next square, in registers that are not there.
-    int thread = threadIdx.x;
-    hopper::unlearn(thread);
-    const int column = tile * kTile + Square::piece(thread) * Piece::kValues;
-    const int row_of_block = Square::group(thread) * Square::kRows + row;
+    const int column = tile * kTile + Square::piece() * Piece::kValues;
+    const int row_of_block = Square::group() * Square::kRows + row;
     const int64_t row_of_all = int64_t{block.first} + row_of_block;
     const int columns = row_of_block < block.rows ? params.columns : 0;
     const auto* gates =
@@ -86,12 +83,13 @@ struct Gradient {
   __device__ Gradient(const Inputs& inputs, float row_weight) {
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
+      const uint32_t clamped = quant::clamp_gates(inputs.gate.word[word]);
       float d_gates[2], d_ups[2], hs[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float dy = inputs.dy.value(2 * word + i);
         const float up = inputs.up.value(2 * word + i);
-        const quant::Silu silu(inputs.gate.value(2 * word + i));
+        const quant::Silu silu(inputs.gate.value(2 * word + i), Bf16::widen(clamped, i));
         const float weighted = __fmul_rn(dy, row_weight);
         const float product = __fmul_rn(silu.value, up);
         d_gates[i] = __fmul_rn(__fmul_rn(weighted, up), silu.slope());
@@ -111,7 +109,6 @@ __device__ void run_square(const SwigluQuantizeBackwardParams& params, const qua
                            int number, int tile, bool is_first, SharedMemory& shared) {
   const int row_of_block = Square::group() * Square::kRows;
   Part d_gate;
-  float of_row = 0;  // of row `piece`: that row's threads 0 to 7 answer for one each
 #pragma unroll
   for (int row = 0; row < Square::kRows; ++row) {
     const bool weighted = params.row_weight != nullptr and row_of_block + row < block.rows;
@@ -125,11 +122,11 @@ __device__ void run_square(const SwigluQuantizeBackwardParams& params, const qua
     for (int distance = 1; distance < Square::kPieces; distance *= 2) {
       d_row_weight = __fadd_rn(d_row_weight, __shfl_xor_sync(0xFFFFFFFF, d_row_weight, distance));
     }
-    if (Square::piece() == row) of_row = d_row_weight;
-  }
-  if (Square::piece() < Square::kRows) {
-    float& sum = shared.of_rows[Square::group() * Square::kRows + Square::piece()];
-    sum = is_first ? of_row : __fadd_rn(sum, of_row);
+    // Of a row's threads, the one with the row's number writes.
+    if (Square::piece() == row) {
+      float& sum = shared.of_rows[row_of_block + row];
+      sum = is_first ? d_row_weight : __fadd_rn(sum, d_row_weight);
+    }
   }
 
   const int columns = 2 * params.columns;

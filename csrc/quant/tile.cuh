@@ -15,9 +15,13 @@ namespace abyssal::quant {
 
 inline constexpr float kNan = __builtin_nanf("");  // 0x7FC00000
 
-// Types of values. widen: number `index` of a word, as FP32.
+// Types of values. widen: number `index` of a word, as FP32. larger: of the values of two words,
+// those of larger magnitudes, or NaN; their signs mean nothing.
 struct Bf16 {
   using Bits = uint16_t;
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) {
+    return hopper::max_magnitudes_bf16x2(a, b);
+  }
   static __device__ float widen(uint32_t word, int index) {
     return __uint_as_float(index == 0 ? word << 16 : word & 0xFFFF0000);
   }
@@ -25,6 +29,10 @@ struct Bf16 {
 
 struct Fp32 {
   using Bits = uint32_t;
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) {
+    const float magnitude = fabsf(__uint_as_float(a));
+    return __float_as_uint(hopper::max_or_nan(magnitude, fabsf(__uint_as_float(b))));
+  }
   static __device__ float widen(uint32_t word, int) { return __uint_as_float(word); }
 };
 
@@ -45,6 +53,22 @@ union Piece {
     return Value::widen(word[i / kInWord], i % kInWord);
   }
 };
+
+// The largest magnitude of pieces, or NaN.
+template <typename Value, int kCount>
+__device__ float largest_magnitude(const Piece<Value> (&pieces)[kCount]) {
+  uint32_t largest = pieces[0].word[0];
+#pragma unroll
+  for (int i = 1; i < 4 * kCount; ++i) {
+    largest = Value::larger(largest, pieces[i / 4].word[i % 4]);
+  }
+  float amax = fabsf(Value::widen(largest, 0));
+#pragma unroll
+  for (int i = 1; i < Piece<Value>::kValues / 4; ++i) {
+    amax = hopper::max_or_nan(amax, fabsf(Value::widen(largest, i)));
+  }
+  return amax;
+}
 
 // As hopper::unlearn. nvcc 13.0 otherwise keeps the FP32 values of a thread from their first use to
 // their last, twice the registers of BF16 pieces, and spills.

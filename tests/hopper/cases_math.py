@@ -43,6 +43,27 @@ FUNCTIONS: dict[str, tuple[Function, str, Tolerance | None, bool]] = {
     "math_max_or_nan": (np.maximum, "any", None, False),
 }
 
+
+def max_magnitudes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of bits of BF16: the order of magnitudes is that of their bits, NaN being above."""
+    return np.minimum(np.maximum(x & 0x7FFF, y & 0x7FFF), 0x7F80) + np.where(
+        np.maximum(x & 0x7FFF, y & 0x7FFF) > 0x7F80, 0x7F, 0
+    )
+
+
+def clamp(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """To [-86.5, 41.5]; NaN to the lower."""
+    values = (x.astype(np.uint32) << 16).view(np.float32)
+    clamped = np.fmin(np.fmax(values, np.float32(-86.5)), np.float32(41.5))
+    return (clamped.view(np.uint32) >> 16).astype(np.uint16)
+
+
+# entry -> function of bits of BF16
+PAIRS: dict[str, Callable[..., np.ndarray]] = {
+    "bf16x2_max_magnitudes": max_magnitudes,
+    "bf16x2_clamp": clamp,
+}
+
 # entry -> (format in, format out, saturates)
 CONVERSIONS = {
     "f32_to_e4m3": ("f32", "e4m3", True),
@@ -62,6 +83,8 @@ def cases() -> NamedBuilders:
     for entry in FUNCTIONS:
         yield entry, functools.partial(function, entry=entry)
     yield "ieee_fma", fma
+    for entry in PAIRS:
+        yield entry, functools.partial(pairs, entry=entry)
     for entry in CONVERSIONS:
         yield entry, functools.partial(conversion, entry=entry)
     yield "clocks", clocks
@@ -128,6 +151,30 @@ def function(random: np.random.Generator, *, entry: str) -> Case:
         arrays={"x": Array(x), "y": Array(y), "out": Array(np.empty(1000, np.float32), "out")},
         expected=expected,
         tolerance=tolerance,
+    )
+
+
+def pairs(random: np.random.Generator, *, entry: str) -> Case:
+    """Any bits, and bits next to what is special."""
+    x, y = (random.integers(0, 2**16, 2000).astype(np.uint16) for _ in range(2))
+    specials = [0, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF, 0x7F81, 0x0001, 0xC2AD, 0xC2AE, 0x4226]
+    specials += [0x4227, 0x4225]
+    x[: len(specials)] = specials
+    y[200 : 200 + len(specials)] = specials
+
+    def expected(inputs: Arrays) -> Arrays:
+        halves = [inputs[name].view(np.uint16) for name in ("x", "y")]
+        return {"out": PAIRS[entry](*halves).astype(np.uint16).view(np.uint32)}
+
+    return Case(
+        source="math",
+        launches=(Launch(entry, ("x", "y", np.int32(1000), "out"), grid=8, block=THREADS),),
+        arrays={
+            "x": Array(x.view(np.uint32)),
+            "y": Array(y.view(np.uint32)),
+            "out": Array(np.empty(1000, np.uint32), "out"),
+        },
+        expected=expected,
     )
 
 

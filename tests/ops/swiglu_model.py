@@ -23,7 +23,7 @@ POLYNOMIAL = [
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    t = np.fmin(np.fmax(x * F32(-float.fromhex("0x1.715476p+0")), F32(-60)), F32(125))
+    t = np.fmin(np.fmax(x, F32(-86.5)), F32(41.5)) * F32(-float.fromhex("0x1.715476p+0"))
     n = np.rint(t)
     r, power = t - n, np.full_like(t, POLYNOMIAL[0])
     for coefficient in POLYNOMIAL[1:]:

@@ -38,6 +38,11 @@ ENTRY(ieee_divide, __fdiv_rn(x, y))
 ENTRY(ieee_fma, __fmaf_rn(x, y, x))
 ENTRY(math_max_or_nan, max_or_nan(x, y))
 
+// Pairs of BF16 numbers. Signs of the first mean nothing.
+ENTRY(bf16x2_max_magnitudes,
+      __uint_as_float(max_magnitudes_bf16x2(__float_as_uint(x), __float_as_uint(y)) & 0x7FFF7FFF))
+ENTRY(bf16x2_clamp, __uint_as_float(clamp_bf16x2(__float_as_uint(x), 0xC2ADC2AD, 0x42264226)))
+
 // Clocks run: out [0] cycles and [1] nanoseconds between two looks, 1 where they did not go back.
 extern "C" __global__ void clocks(uint32_t* out) {
   if (threadIdx.x != 0) return;
