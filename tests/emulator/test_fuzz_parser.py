@@ -31,7 +31,7 @@ def test_mutants(seconds, tmp_path):
     command = [*worker, str(tmp_path), str(first), str(10**6), str(seconds)]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 200, check=False
         )
         end = f"the process ended with {done.returncode}: {done.stderr[-3000:]}"
     except subprocess.TimeoutExpired:

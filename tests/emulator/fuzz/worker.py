@@ -2,6 +2,8 @@
 
     python -m tests.emulator.fuzz.worker FOLDER FIRST COUNT SECONDS
 
+COUNT mutants at most, for SECONDS or until 100 are done.
+
 Before each mutant, FOLDER/seed and FOLDER/mutant.ptx say which it is: who finds the process dead
 knows of what. At the end FOLDER/result.json says what became of them; a mutant that breaks a rule
 ends the run there with "broken" in it.
@@ -29,6 +31,7 @@ LONGEST_SECONDS = 20.0 if IS_SANITIZED else 2.0
 LONGEST_LAUNCH = 0.25  # then it is interrupted, as Ctrl-C would
 MOST_MEMORY = 512 << 20
 LONGEST_MESSAGE = 1000
+LEAST = 100  # mutants, however slow the machine is
 
 
 class Broken(Exception):
@@ -141,7 +144,7 @@ def main() -> int:
     counts: dict[str, int] = {}
     subjects()
     for seed in range(first, first + count):
-        if time.monotonic() - begin > seconds:
+        if seed - first >= min(count, LEAST) and time.monotonic() - begin > seconds:
             break
         subject, text = mutant_of(seed)
         (folder / "seed").write_text(str(seed))
