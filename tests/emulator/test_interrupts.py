@@ -56,7 +56,7 @@ def test_ctrl_c(launch):
         with pytest.raises(subprocess.TimeoutExpired):  # it is busy
             child.wait(0.5)
         child.send_signal(signal.SIGINT)
-        output, _ = child.communicate(timeout=20)
+        output, _ = child.communicate(timeout=100)
     finally:
         child.kill()
     assert output == "interrupted\n"
