@@ -246,6 +246,20 @@ def test_source_paths_are_relative(image):
     assert ".target sm_90a" in ptx
 
 
+def test_the_page_of_the_quantisers_has_the_builds_figures():
+    """Registers no more than it says (another nvcc may need fewer), threads and shared memory."""
+    page = (Path(__file__).parents[2] / "docs" / "kernels" / "quantisers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| ([\d,]+)( \(dynamic\))? \|$", page, re.M)
+    named = {entry: (int(registers), threads) for entry, threads, registers, *_ in rows}
+    entries = [(image, entry) for image, entry in ENTRIES if image != "fp8_gemm"]
+    assert set(named) == {entry for _, entry in entries}
+    for image, entry in entries:
+        registers, threads = named[entry]
+        assert read_log(IMAGES[image]["ptxas_log"])[entry].registers <= registers
+        declared = re.split(rf"\.entry\s+{entry}\b", IMAGES[image]["ptx"])[1]
+        assert re.search(r"\.maxntid (\d+)", declared)[1] == threads
+
+
 def test_the_log_reader_can_fail():
     log = next(iter(IMAGES.values()))["ptxas_log"].replace(
         "0 bytes spill loads", "4 bytes spill loads"
