@@ -177,7 +177,8 @@ X, W = torch.zeros(4, 128), torch.zeros(16, 128)
         ({"x": "text"}, "x must be a tensor, not str"),
         ({"x": X.half()}, "x must be bfloat16 or float32"),
         ({"x": torch.zeros(4, 64)}, r"x must be \[..., 128\], not \[4, 64\]"),
-        ({"x": torch.zeros(128)}, r"x must be \[..., 128\], not \[128\]"),
+        ({"x": torch.zeros(())}, r"x must be \[..., 128\], not \[\]"),
+        ({"x": torch.zeros(4, 5, 128).transpose(0, 1)}, "x must have rows that are equally far"),
         ({"weight": torch.zeros(8, 128)}, r"weight must be \[N, K\] with N and K multiples of 16"),
         ({"weight": torch.zeros(2, 16, 128)}, r"weight must be \[N, K\]"),
         ({"offsets": torch.zeros(3, dtype=torch.int32)}, r"weight must be \[G, N, K\]"),
@@ -194,3 +195,14 @@ def test_refuses(wrong, sentence, backend):
         pytest.skip("the checks are those of CPU tensors")
     with pytest.raises(InputError, match=sentence):
         ops.fp8_linear(**{"x": X, "weight": W, **wrong})
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 0), (2, 2, 3)])
+def test_any_leading_dimensions(leading, device):
+    x = torch.randn(*leading, 128, device=device).requires_grad_()
+    weight = values(16, 128, seed=2, dtype=torch.float32, device=device, grad=False)
+    y = ops.fp8_linear(x, weight)
+    y.sum().backward()
+    assert y.shape == (*leading, 16) and x.grad.shape == x.shape
+    flat = x.detach().view(-1, 128)
+    same_bits(y.detach().view(-1, 16), ops.fp8_linear(flat, weight).cpu())

@@ -39,7 +39,8 @@ def fp8_linear(
     on the backend that forward ran on.
 
     Args:
-        x: [..., K], bfloat16 or float32; with offsets [T, K]. Contiguous along K.
+        x: [..., K], bfloat16 or float32; with offsets [T, K]. Contiguous along K,
+            and rows equally far apart.
         weight: [N, K], bfloat16 or float32; with offsets a stack [G, N, K]. N and K are multiples
             of 16.
         offsets: int32 [G + 1], which rows of x each weight gets, as in `fp8_grouped_gemm`. Rows of
@@ -57,12 +58,25 @@ def fp8_linear(
     """
     _check(x, weight, offsets, quantized, pow2)
     backend = choose_backend(x)
-    rows = x if offsets is not None else x.reshape(-1, x.shape[-1])
+    rows = _rows_of(x)
     given: tuple[Any, ...] = (None,) * 3
     if quantized is not None:
         given = (quantized[0].data, quantized[1].data, quantized[0].scale)
     y = _Fp8Linear.apply(rows, weight, offsets, *given, pow2, backend)
-    return y.unflatten(0, x.shape[:-1]) if x.dim() != 2 else y
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+
+
+def _rows_of(x: Tensor) -> Tensor:
+    """x [..., K] as [T, K] over the same memory."""
+    if x.dim() == 2:
+        return x
+    try:
+        return x.view(x.shape[:-1].numel(), x.shape[-1])
+    except RuntimeError:
+        raise InputError(
+            f"x must have rows that are equally far apart, and is {list(x.shape)} with strides "
+            f"{x.stride()}: call x.contiguous()"
+        ) from None
 
 
 def _check(
@@ -81,7 +95,7 @@ def _check(
         raise InputError(
             f"weight must be {wanted} with N and K multiples of 16, not {list(weight.shape)}"
         )
-    if x.dim() < 2 or (grouped and x.dim() != 2) or x.shape[-1] != weight.shape[-1]:
+    if x.dim() < 1 or (grouped and x.dim() != 2) or x.shape[-1] != weight.shape[-1]:
         rows = "[T" if grouped else "[..."
         raise InputError(f"x must be {rows}, {weight.shape[-1]}], not {list(x.shape)}")
     check_values("x", x)
