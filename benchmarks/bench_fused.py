@@ -11,7 +11,7 @@ from torch import Tensor
 
 from abyssal import ops
 from abyssal.reference import fused, quantize
-from benchmarks.harness import OURS, Case, Inputs
+from benchmarks.harness import OURS, Case, Inputs, assert_same_bits
 
 OP = "fused"
 EPS = 1e-6
@@ -128,15 +128,7 @@ def _case(
     """wanted: of the inputs, our results' parts, bit for bit. torchs: to compare speed with."""
 
     def check(*arguments: Any) -> None:
-        result = ours(*arguments)
-        parts: list[Tensor] = []
-        for matrix in result if isinstance(result, tuple) else (result,):
-            plain = isinstance(matrix, Tensor)
-            parts += [matrix] if plain else [matrix.data, matrix.scale]
-        for part, expected in zip(parts, wanted(*arguments[:-1]), strict=True):
-            if part.dtype == torch.float8_e4m3fn:
-                part, expected = part.view(torch.uint8), expected.view(torch.uint8)
-            assert torch.equal(part, expected)
+        assert_same_bits(ours(*arguments), wanted(*arguments[:-1]))
 
     return Case(
         label=label,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from abyssal import ops
 from abyssal.reference import quantize as reference
-from benchmarks.harness import OURS, Case, Inputs
+from benchmarks.harness import OURS, Case, Inputs, assert_same_bits
 
 OP = "quantisers"
 
@@ -100,13 +100,7 @@ def _case(
     function: Callable[..., Any],
 ) -> Case:
     def check(x: Any, out: Any) -> None:
-        result = ours(x, out)
-        matrices = result if isinstance(result, tuple) else (result,)
-        parts = [part for matrix in matrices for part in (matrix.data, matrix.scale)]
-        for part, expected in zip(parts, wanted(x), strict=True):
-            if part.dtype == torch.float8_e4m3fn:
-                part, expected = part.view(torch.uint8), expected.view(torch.uint8)
-            assert torch.equal(part, expected)
+        assert_same_bits(ours(x, out), wanted(x))
 
     return Case(
         label=label,

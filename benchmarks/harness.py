@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import abyssal
 from abyssal import runtime
@@ -76,6 +77,17 @@ class Timing:
     def spread(self) -> float:
         """(slowest - fastest round) / median: smaller differences are noise."""
         return (max(self.rounds) - min(self.rounds)) / self.microseconds
+
+
+def assert_same_bits(result: Any, expected: list[Tensor]) -> None:
+    """result: a tensor or BlockScaled, or a tuple of them; expected: their parts, in order."""
+    parts: list[Tensor] = []
+    for matrix in result if isinstance(result, tuple) else (result,):
+        parts += [matrix] if isinstance(matrix, Tensor) else [matrix.data, matrix.scale]
+    for part, wanted in zip(parts, expected, strict=True):
+        if part.dtype == torch.float8_e4m3fn:
+            part, wanted = part.view(torch.uint8), wanted.view(torch.uint8)
+        assert torch.equal(part, wanted)
 
 
 def run_case(case: Case, device: torch.device, *, sustained: float = 0.0) -> dict[str, Any]:
