@@ -6,12 +6,11 @@
 //   normalized    = x * inverse_rms * weight, rounded as the model's RMSNorm rounds
 //   scale, codes  of normalized, as quantize_1x128
 //
-// The sum has one order, whatever the threads: lane j adds the squares of columns j, j + L, j + 2
-// L,
-// ... (L = 256 lanes up to 2048 columns, 1024 beyond), then neighbouring lanes are added in pairs,
-// neighbouring pairs, and so on. Every operation is rounded as IEEE 754 says. So the results are
-// those of abyssal.reference.fused, bit for bit. Sources: Zhang and Sennrich 2019, Root Mean Square
-// Layer Normalization; DeepSeek-V3 report, sections 3.2.3 and 3.3.2.
+// The sum has one order, whatever the threads: of L lanes (256 up to 2048 columns, 1024 beyond),
+// lane j adds the squares of columns j, j + L and so on; then neighbouring lanes are added in
+// pairs, neighbouring pairs, and so on. Every operation is rounded as IEEE 754 says. So the results
+// are those of abyssal.reference.fused, bit for bit. Sources: Zhang and Sennrich 2019, Root Mean
+// Square Layer Normalization; DeepSeek-V3 report, sections 3.2.3 and 3.3.2.
 //
 // Threads
 //   row     L / 8 (BF16) or L / 4 (FP32) threads, 1 to 8 warps; thread t holds columns
