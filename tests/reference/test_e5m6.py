@@ -141,6 +141,18 @@ def test_extremes(value):
     assert ((back - x).abs() <= torch.clamp_min(x.abs() * 2.0**-7, 2.0**-147)).all()
 
 
+@pytest.mark.parametrize("largest", [torch.finfo(t).max for t in (torch.bfloat16, torch.float32)])
+def test_the_largest_numbers_stay_finite(largest):
+    """Their nearest, 2^128, is Inf in FP32: they become the largest number below."""
+    x = torch.tensor([[largest, -largest, 1e38, 0.0]])
+    packed, scale = e5m6.quantize_1x128_e5m6(x)
+    back = e5m6.dequantize_1x128_e5m6(packed, scale)
+    assert scale.item() == 2.0**112
+    assert back[0, :2].double().tolist() == [65024 * 2.0**112, -65024 * 2.0**112]
+    assert ((back.double() - x.double()).abs() <= x.double().abs() * 2.0**-7).all()
+    assert torch.equal(e5m6.quantize_1x128_e5m6(back)[0], packed)
+
+
 def test_zeros_nan_and_inf():
     x = torch.ones(3, 260)
     x[0, :128] = 0

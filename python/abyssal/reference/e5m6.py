@@ -16,14 +16,16 @@ Two codes are three bytes, the first in the lower 12 bits, little-endian: 1.5 by
 float32 scale for each 128 values of a row. For a tile, ragged edges as if padded with zeros:
 
     amax  = max |x|
-    scale = the smallest power of two not below fl32(max(amax, 65024 * 2^-126) / 65024), 1 where
-            amax is 0
+    scale = the smallest power of two from 2^-126 to 2^112 that is not below amax / 65024 (2^112
+            where none is), 1 where amax is 0
     code  = round to nearest even of clamp(x / scale, -65024, 65024)
 
-As scales are powers of two, x / scale is exact and a value is rounded once: its error is at most
-2^-7 of it, or 2^-21 of the scale where that is more (values below 2^-29 of the tile's largest).
-Magnitudes from 2^128 (1 - 2^-8) on round to 2^128, which float32 decodes as Inf. A tile that holds
-Inf or NaN gets scale NaN and codes 0x7FF, as FP8's tiles do.
+As scales are powers of two, x / scale is exact (what FP32 cannot hold of it is far below the
+smallest code) and a value is rounded once: its error is at most 2^-7 of it, or 2^-21 of the scale
+where that is more (values below 2^-29 of the tile's largest). A tile that holds Inf or NaN gets
+scale NaN and codes 0x7FF, as FP8's tiles do; codes of exponent 31 do not occur otherwise. Every
+other tile decodes to finite numbers: only magnitudes from 2^128 (1 - 2^-8) on, BF16's largest
+number among them, saturate, since the nearest, 2^128, is beyond FP32.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from abyssal.errors import InputError
 from abyssal.reference.quantize import TILE, round_up_to_power_of_two
 
 E5M6_MAX = 65024.0  # (2 - 1/64) * 2^15
+SCALE_MAX = 2.0**112  # 65024 times it is finite in FP32, and 65024 times the next is not
 NAN_CODE = 0x7FF
 
 _SMALLEST_NORMAL_EXPONENT = -14
@@ -60,7 +63,7 @@ def quantize_1x128_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     # amax propagates NaN, so one test finds both Inf and NaN.
     amax = tiles.abs().amax(dim=2)
     scale = amax.clamp_min(E5M6_MAX * 2.0**-126) / torch.full_like(amax, E5M6_MAX)
-    scale = round_up_to_power_of_two(scale)
+    scale = round_up_to_power_of_two(scale).clamp_max(SCALE_MAX)
     scale = torch.where(amax == 0, torch.ones_like(scale), scale)
     scale = torch.where(amax.isfinite(), scale, torch.full_like(scale, float("nan")))
     codes = encode(tiles * scale.reciprocal()[:, :, None])
