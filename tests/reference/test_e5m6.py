@@ -131,6 +131,14 @@ def test_error_bound(seed, octaves, spread):
     assert torch.equal(e5m6.dequantize_1x128_e5m6(*again), back)
 
 
+@pytest.mark.nightly  # 12 seconds where nothing was compiled before
+def test_compiled_gives_the_same_values():
+    """One row: there compiled code once read scales past their end."""
+    packed, scale = e5m6.quantize_1x128_e5m6(random_values((1, 300), torch.bfloat16, "cpu"))
+    compiled = torch.compile(e5m6.dequantize_1x128_e5m6, fullgraph=True)
+    assert torch.equal(compiled(packed, scale), e5m6.dequantize_1x128_e5m6(packed, scale))
+
+
 @pytest.mark.parametrize("value", [2.0**-149, 2.0**-126, 65024.0, 65025.0, 3.38e38])
 def test_extremes(value):
     x = torch.tensor([[value, -value, value / 2, 0.0]])
