@@ -128,3 +128,14 @@ def test_numbered_registers_of_nested_scopes():
     out = np.zeros(4, np.int32)
     module.launch("k", 1, 1, [emulator.Out(out)])
     assert out.tolist() == [2, 3, 2, 1]
+
+
+def test_a_type_may_follow_reg_without_a_blank():
+    """As the assembly in CUDA's header of half-precision functions has it."""
+    text = """.version 8.7
+    .target sm_90a
+    .address_size 64
+    .visible .entry k() { {.reg.b32 %r; mov.b32 %r, 1;} ret; }"""
+    emulator.Device().load_ptx(text).launch("k", 1, 32, [])
+    with pytest.raises(emulator.EmulatorError, match="unknown type '.b33' of a register"):
+        emulator.Device().load_ptx(text.replace(".b32", ".b33", 1))

@@ -320,8 +320,8 @@ class Parser {
 
   void directive() {
     const std::string_view word = lexer_->next().text;
-    if (word == ".reg") {
-      registers();
+    if (word.starts_with(".reg")) {  // CUDA's headers write ".reg.b32", too
+      registers(word == ".reg" ? lexer_->word("a type") : word.substr(4));
     } else if (word == ".loc") {
       location();
     } else if (word == ".pragma") {
@@ -338,8 +338,7 @@ class Parser {
     }
   }
 
-  void registers() {
-    const std::string_view word = lexer_->word("a type");
+  void registers(std::string_view word) {
     const auto type = declared_type(word);
     if (!type) fail("unknown type " + quoted(word) + " of a register");
     // Registers narrower than 16 bits hold 16 (PTX ISA 5.2.1).
